@@ -98,18 +98,15 @@ __device__ void add_products_0(Products_0 * products_0, FixedArray<MXFP4Eights_E
     return;
 }
 
+__device__ uint low_after_shift_0(uint low_0, uint high_0, uint shift_0)
+{
+    uint _S33 = (__funnelshift_r((low_0), (high_0), (shift_0)));
+    return _S33;
+}
+
 __device__ uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
 {
-    uint _S33 = byte_0 % 4U * 8U;
-    uint _S34;
-    if(_S33 == 0U)
-    {
-        _S34 = first_0;
-    }
-    else
-    {
-        _S34 = (first_0 >> _S33) | (second_0 << (32U - _S33));
-    }
+    uint _S34 = low_after_shift_0(first_0, second_0, byte_0 % 4U * 8U);
     return _S34;
 }
 
@@ -143,64 +140,75 @@ __device__ MXFP4Eights_Eight_0 MXFP4Eights_load_0(StructuredBuffer<uint> weight_
     uint _S40 = _S39 + 1U + i_5 % 4U * 4U;
     uint _S41 = __ldg((&(weight_0)[_S40 / 4U]));
     uint _S42 = __ldg((&(weight_0)[_S40 / 4U + (U32_min((_S40 % 4U), (1U)))]));
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S40, _S41, _S42), fp4_scale_0(weight_0, 0U, _S39));
+    uint _S43 = word_from_byte_0(_S40, _S41, _S42);
+    return MXFP4Eights_Eight_x24init_0(_S43, fp4_scale_0(weight_0, 0U, _S39));
 }
 
-__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<MXFP4Eights_Eight_0, 8>  * _S43)
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<MXFP4Eights_Eight_0, 8>  * _S44)
 {
     FixedArray<MXFP4Eights_Eight_0, 8>  eights_1;
-    uint _S44 = (*begins_0)[int(0)];
-    eights_1[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
-    uint _S45 = (*begins_0)[int(1)];
-    eights_1[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
-    uint _S46 = i_6 + step_1;
-    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S44, _S46);
-    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S45, _S46);
-    uint _S47 = i_6 + 2U * step_1;
-    eights_1[int(4)] = MXFP4Eights_load_0(even_0, _S44, _S47);
-    eights_1[int(5)] = MXFP4Eights_load_0(odd_0, _S45, _S47);
-    uint _S48 = i_6 + 3U * step_1;
-    eights_1[int(6)] = MXFP4Eights_load_0(even_0, _S44, _S48);
-    eights_1[int(7)] = MXFP4Eights_load_0(odd_0, _S45, _S48);
-    *_S43 = eights_1;
+    uint _S45 = (*begins_0)[int(0)];
+    MXFP4Eights_Eight_0 _S46 = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
+    eights_1[int(0)] = _S46;
+    uint _S47 = (*begins_0)[int(1)];
+    MXFP4Eights_Eight_0 _S48 = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
+    eights_1[int(1)] = _S48;
+    uint _S49 = i_6 + step_1;
+    MXFP4Eights_Eight_0 _S50 = MXFP4Eights_load_0(even_0, _S45, _S49);
+    eights_1[int(2)] = _S50;
+    MXFP4Eights_Eight_0 _S51 = MXFP4Eights_load_0(odd_0, _S47, _S49);
+    eights_1[int(3)] = _S51;
+    uint _S52 = i_6 + 2U * step_1;
+    MXFP4Eights_Eight_0 _S53 = MXFP4Eights_load_0(even_0, _S45, _S52);
+    eights_1[int(4)] = _S53;
+    MXFP4Eights_Eight_0 _S54 = MXFP4Eights_load_0(odd_0, _S47, _S52);
+    eights_1[int(5)] = _S54;
+    uint _S55 = i_6 + 3U * step_1;
+    MXFP4Eights_Eight_0 _S56 = MXFP4Eights_load_0(even_0, _S45, _S55);
+    eights_1[int(6)] = _S56;
+    MXFP4Eights_Eight_0 _S57 = MXFP4Eights_load_0(odd_0, _S47, _S55);
+    eights_1[int(7)] = _S57;
+    *_S44 = eights_1;
     return;
 }
 
 __device__ void add_products_1(Products_0 * products_1, FixedArray<MXFP4Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_7, uint step_2)
 {
-    uint2  _S49 = MXFP4Eights_places_0(i_7);
-    float4  _S50 = __ldg((&(x_2)[x_offset_1 + _S49.x]));
-    float4  _S51 = __ldg((&(x_2)[x_offset_1 + _S49.y]));
-    float _S52 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_7, _S50, _S51);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S52;
-    float _S53 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_7, _S50, _S51);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S53;
+    uint2  _S58 = MXFP4Eights_places_0(i_7);
+    float4  _S59 = __ldg((&(x_2)[x_offset_1 + _S58.x]));
+    float4  _S60 = __ldg((&(x_2)[x_offset_1 + _S58.y]));
+    float _S61 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_7, _S59, _S60);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S61;
+    float _S62 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_7, _S59, _S60);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S62;
     return;
 }
 
-__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<MXFP4Eights_Eight_0, 2>  * _S54)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<MXFP4Eights_Eight_0, 2>  * _S63)
 {
     FixedArray<MXFP4Eights_Eight_0, 2>  eights_3;
-    eights_3[int(0)] = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
-    eights_3[int(1)] = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
-    *_S54 = eights_3;
+    MXFP4Eights_Eight_0 _S64 = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
+    eights_3[int(0)] = _S64;
+    MXFP4Eights_Eight_0 _S65 = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
+    eights_3[int(1)] = _S65;
+    *_S63 = eights_3;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S55)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S66)
 {
     FixedArray<float, 2>  result_2;
-    float _S56 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S56;
-    float _S57 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S57;
-    *_S55 = result_2;
+    float _S67 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_2[int(0)] = _S67;
+    float _S68 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_2[int(1)] = _S68;
+    *_S66 = result_2;
     return;
 }
 
 __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
 {
-    float _S58 = (*values_1)[int(0)];
+    float _S69 = (*values_1)[int(0)];
     float result_3;
     if(number_0 == 1U)
     {
@@ -208,7 +216,7 @@ __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
     }
     else
     {
-        result_3 = _S58;
+        result_3 = _S69;
     }
     return result_3;
 }
@@ -219,34 +227,34 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    uint _S59 = k_0 / 8U;
+    uint _S70 = k_0 / 8U;
     uint i_9;
-    if((first_1 + 3U * step_4) < _S59)
+    if((first_1 + 3U * step_4) < _S70)
     {
-        FixedArray<MXFP4Eights_Eight_0, 8>  _S60;
-        load_eights_0(begins_2, even_2, odd_2, first_1, step_4, &_S60);
+        FixedArray<MXFP4Eights_Eight_0, 8>  _S71;
+        load_eights_0(begins_2, even_2, odd_2, first_1, step_4, &_S71);
         i_9 = first_1;
-        FixedArray<MXFP4Eights_Eight_0, 8>  loaded_0 = _S60;
+        FixedArray<MXFP4Eights_Eight_0, 8>  loaded_0 = _S71;
         for(;;)
         {
-            if((i_9 + 7U * step_4) < _S59)
+            if((i_9 + 7U * step_4) < _S70)
             {
             }
             else
             {
                 break;
             }
-            uint _S61 = i_9 + 4U * step_4;
-            FixedArray<MXFP4Eights_Eight_0, 8>  _S62;
-            load_eights_0(begins_2, even_2, odd_2, _S61, step_4, &_S62);
-            FixedArray<MXFP4Eights_Eight_0, 8>  _S63 = _S62;
-            FixedArray<MXFP4Eights_Eight_0, 8>  _S64 = loaded_0;
-            add_products_0(&products_2, &_S64, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
-            i_9 = _S61;
-            loaded_0 = _S63;
+            uint _S72 = i_9 + 4U * step_4;
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S73;
+            load_eights_0(begins_2, even_2, odd_2, _S72, step_4, &_S73);
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S74 = _S73;
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S75 = loaded_0;
+            add_products_0(&products_2, &_S75, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+            i_9 = _S72;
+            loaded_0 = _S74;
         }
-        FixedArray<MXFP4Eights_Eight_0, 8>  _S65 = loaded_0;
-        add_products_0(&products_2, &_S65, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        FixedArray<MXFP4Eights_Eight_0, 8>  _S76 = loaded_0;
+        add_products_0(&products_2, &_S76, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
         i_9 = i_9 + 4U * step_4;
     }
     else
@@ -255,17 +263,17 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     }
     for(;;)
     {
-        if(i_9 < _S59)
+        if(i_9 < _S70)
         {
         }
         else
         {
             break;
         }
-        FixedArray<MXFP4Eights_Eight_0, 2>  _S66;
-        load_eights_1(begins_2, even_2, odd_2, i_9, step_4, &_S66);
-        FixedArray<MXFP4Eights_Eight_0, 2>  _S67 = _S66;
-        add_products_1(&products_2, &_S67, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        FixedArray<MXFP4Eights_Eight_0, 2>  _S77;
+        load_eights_1(begins_2, even_2, odd_2, i_9, step_4, &_S77);
+        FixedArray<MXFP4Eights_Eight_0, 2>  _S78 = _S77;
+        add_products_1(&products_2, &_S78, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
         i_9 = i_9 + step_4;
     }
     return products_2;
@@ -276,13 +284,13 @@ __device__ uint MXFP4Eights_begin_0(uint offset_1, uint k_1, uint row_0)
     return 4U * offset_1 + row_0 * (k_1 / 32U) * 17U;
 }
 
-__device__ void begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S68)
+__device__ void begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S79)
 {
     FixedArray<uint, 2>  begins_3;
-    uint _S69 = n_0 - 1U;
-    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2), (_S69))));
-    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2 + 1U), (_S69))));
-    *_S68 = begins_3;
+    uint _S80 = n_0 - 1U;
+    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2), (_S80))));
+    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2 + 1U), (_S80))));
+    *_S79 = begins_3;
     return;
 }
 
@@ -312,89 +320,89 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ void expert_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_4, ExpertGemvParams_0 * p_0)
 {
-    uint _S70 = (_getLaneId());
-    uint _S71 = ((warpSize));
-    uint _S72 = 128U / _S71;
-    uint _S73 = p_0->columns_0;
-    uint _S74 = (p_0->columns_0 + 2U - 1U) / 2U;
-    uint _S75 = group_number_0(group_1) * _S72;
-    uint _S76 = thread_0 / _S71;
-    uint i_10 = _S75 + _S76;
+    uint _S81 = (_getLaneId());
+    uint _S82 = ((warpSize));
+    uint _S83 = 128U / _S82;
+    uint _S84 = p_0->columns_0;
+    uint _S85 = (p_0->columns_0 + 2U - 1U) / 2U;
+    uint _S86 = group_number_0(group_1) * _S83;
+    uint _S87 = thread_0 / _S82;
+    uint i_10 = _S86 + _S87;
     for(;;)
     {
-        if(i_10 < (p_0->slots_0 * _S74))
+        if(i_10 < (p_0->slots_0 * _S85))
         {
         }
         else
         {
             break;
         }
-        uint _S77 = i_10 / _S74;
-        uint _S78 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S77]));
-        uint _S79 = (U32_min((_S78), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
-        if(_S79 >= (p_0->bound_experts_0))
+        uint _S88 = i_10 / _S85;
+        uint _S89 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S88]));
+        uint _S90 = (U32_min((_S89), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
+        if(_S90 >= (p_0->bound_experts_0))
         {
-            i_10 = i_10 + p_0->groups_0 * _S72;
+            i_10 = i_10 + p_0->groups_0 * _S83;
             continue;
         }
-        uint _S80 = i_10 % _S74;
-        uint _S81 = _S80 * 2U;
-        uint _S82 = _S81 + _S70;
-        bool _S83;
-        if(_S70 < 2U)
+        uint _S91 = i_10 % _S85;
+        uint _S92 = _S91 * 2U;
+        uint _S93 = _S92 + _S81;
+        bool _S94;
+        if(_S81 < 2U)
         {
-            _S83 = _S82 < _S73;
+            _S94 = _S93 < _S84;
         }
         else
         {
-            _S83 = false;
+            _S94 = false;
         }
-        uint _S84 = p_0->n_1;
-        uint _S85 = p_0->first_column_0;
-        uint _S86 = p_0->out_offset_0 + _S77 * p_0->n_1 + p_0->first_column_0 + _S82;
-        bool _S87;
-        if(_S83)
+        uint _S95 = p_0->n_1;
+        uint _S96 = p_0->first_column_0;
+        uint _S97 = p_0->out_offset_0 + _S88 * p_0->n_1 + p_0->first_column_0 + _S93;
+        bool _S98;
+        if(_S94)
         {
-            _S87 = (p_0->accumulate_0) != 0U;
+            _S98 = (p_0->accumulate_0) != 0U;
         }
         else
         {
-            _S87 = false;
+            _S98 = false;
         }
         float sum_0;
-        if(_S87)
+        if(_S98)
         {
-            sum_0 = *(&(result_4)[_S86]);
+            sum_0 = *(&(result_4)[_S97]);
         }
         else
         {
             sum_0 = 0.0f;
         }
-        uint _S88 = _S79 * _S84 + _S85;
-        FixedArray<uint, 2>  _S89;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S88 + _S81, _S88 + _S73, &_S89);
-        uint _S90 = p_0->x_offset_3 + _S77 * (p_0->x_slot_0 / 4U);
-        FixedArray<uint, 2>  _S91 = _S89;
-        Products_0 _S92 = products_of_thread_0(&_S91, weight_1, weight_1, p_0->k_3, x_4, _S90, x_4, 0U, _S70, _S71);
-        FixedArray<float, 2>  _S93 = _S92.sums_0;
-        FixedArray<float, 2>  _S94;
-        subgroup_sums_0(&_S93, &_S94);
-        FixedArray<float, 2>  _S95 = _S94;
-        float _S96 = chosen_0(&_S95, _S70);
-        float sum_1 = sum_0 + _S96;
-        if(_S83)
+        uint _S99 = _S90 * _S95 + _S96;
+        FixedArray<uint, 2>  _S100;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S99 + _S92, _S99 + _S84, &_S100);
+        uint _S101 = p_0->x_offset_3 + _S88 * (p_0->x_slot_0 / 4U);
+        FixedArray<uint, 2>  _S102 = _S100;
+        Products_0 _S103 = products_of_thread_0(&_S102, weight_1, weight_1, p_0->k_3, x_4, _S101, x_4, 0U, _S81, _S82);
+        FixedArray<float, 2>  _S104 = _S103.sums_0;
+        FixedArray<float, 2>  _S105;
+        subgroup_sums_0(&_S104, &_S105);
+        FixedArray<float, 2>  _S106 = _S105;
+        float _S107 = chosen_0(&_S106, _S81);
+        float sum_1 = sum_0 + _S107;
+        if(_S94)
         {
-            *(&(result_4)[_S86]) = sum_1;
+            *(&(result_4)[_S97]) = sum_1;
         }
-        i_10 = i_10 + p_0->groups_0 * _S72;
+        i_10 = i_10 + p_0->groups_0 * _S83;
     }
     return;
 }
 
 extern "C" __global__ void expert_gemv_mxfp4(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_5, ExpertGemvParams_0 p_1)
 {
-    uint _S97 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    ExpertGemvParams_0 _S98 = p_1;
-    expert_gemv_0(blockIdx, _S97, weight_2, x_5, ids_1, result_5, &_S98);
+    uint _S108 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    ExpertGemvParams_0 _S109 = p_1;
+    expert_gemv_0(blockIdx, _S108, weight_2, x_5, ids_1, result_5, &_S109);
     return;
 }

@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
@@ -107,27 +113,27 @@ __device__ uint4  F16Eights_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = (row_0 + 64U) * 5U;
-    uint _S15 = _S14 + eight_0;
-    uint4  _S16 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
-    put_0(_S15, _S16);
-    uint _S17 = (row_0 + 96U) * 5U;
-    uint _S18 = _S17 + eight_0;
-    uint4  _S19 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
-    put_0(_S18, _S19);
-    uint _S20 = 8U * eight_0;
-    put_0(640U + _S8 + eight_0, F16Eights_decode_0(this_0->right_0[0U], _S20));
-    put_0(640U + _S11 + eight_0, F16Eights_decode_0(this_0->right_0[1U], _S20));
-    put_0(640U + _S14 + eight_0, F16Eights_decode_0(this_0->right_0[2U], _S20));
-    put_0(640U + _S17 + eight_0, F16Eights_decode_0(this_0->right_0[3U], _S20));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = (row_0 + 64U) * 5U;
+    uint _S16 = _S15 + eight_0;
+    uint4  _S17 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
+    put_0(_S16, _S17);
+    uint _S18 = (row_0 + 96U) * 5U;
+    uint _S19 = _S18 + eight_0;
+    uint4  _S20 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
+    put_0(_S19, _S20);
+    uint _S21 = 8U * eight_0;
+    put_0(640U + _S9 + eight_0, F16Eights_decode_0(this_0->right_0[0U], _S21));
+    put_0(640U + _S12 + eight_0, F16Eights_decode_0(this_0->right_0[1U], _S21));
+    put_0(640U + _S15 + eight_0, F16Eights_decode_0(this_0->right_0[2U], _S21));
+    put_0(640U + _S18 + eight_0, F16Eights_decode_0(this_0->right_0[3U], _S21));
     return;
 }
 
@@ -158,65 +164,65 @@ struct Operands_0
 
 __device__ uint4  F16Eights_fetch_0(StructuredBuffer<uint4 > words_0, uint offset_0, uint columns_0, uint row_1, uint column_1)
 {
-    uint4  _S21 = __ldg((&(words_0)[offset_0 / 4U + (row_1 * columns_0 + column_1) / 8U]));
-    return _S21;
+    uint4  _S22 = __ldg((&(words_0)[offset_0 / 4U + (row_1 * columns_0 + column_1) / 8U]));
+    return _S22;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_2, uint eight_1)
 {
-    uint _S22 = (&this_1->p_0)->x_offset_0;
-    uint _S23 = this_1->top_0 + row_2;
-    uint _S24 = this_1->rows_1 - 1U;
-    uint _S25 = (&this_1->p_0)->x_stride_0;
-    uint _S26 = 2U * eight_1;
-    uint _S27 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S23), (_S24))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S26;
+    uint _S23 = (&this_1->p_0)->x_offset_0;
+    uint _S24 = this_1->top_0 + row_2;
+    uint _S25 = this_1->rows_1 - 1U;
+    uint _S26 = (&this_1->p_0)->x_stride_0;
+    uint _S27 = 2U * eight_1;
+    uint _S28 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S24), (_S25))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S27;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S28 = this_1->x_3;
-    float4  _S29 = __ldg((&(this_1->x_3)[_S27]));
-    float4  _S30 = __ldg((&(_S28)[_S27 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S29;
-    (&parts_0)->left_0[0U][int(1)] = _S30;
-    uint _S31 = (_S22 + (U32_min((_S23 + 32U), (_S24))) * _S25 + begin_0) / 4U + _S26;
-    float4  _S32 = __ldg((&(_S28)[_S31]));
-    float4  _S33 = __ldg((&(_S28)[_S31 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S32;
-    (&parts_0)->left_0[1U][int(1)] = _S33;
-    uint _S34 = (_S22 + (U32_min((_S23 + 64U), (_S24))) * _S25 + begin_0) / 4U + _S26;
-    float4  _S35 = __ldg((&(_S28)[_S34]));
-    float4  _S36 = __ldg((&(_S28)[_S34 + 1U]));
-    (&parts_0)->left_0[2U][int(0)] = _S35;
-    (&parts_0)->left_0[2U][int(1)] = _S36;
-    uint _S37 = (_S22 + (U32_min((_S23 + 96U), (_S24))) * _S25 + begin_0) / 4U + _S26;
-    float4  _S38 = __ldg((&(_S28)[_S37]));
-    float4  _S39 = __ldg((&(_S28)[_S37 + 1U]));
-    (&parts_0)->left_0[3U][int(0)] = _S38;
-    (&parts_0)->left_0[3U][int(1)] = _S39;
-    uint _S40 = this_1->side_0 + row_2;
-    uint _S41 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint4 > _S42 = this_1->weight_0;
-    uint _S43 = (&this_1->p_0)->weight_offset_0;
-    uint _S44 = (&this_1->p_0)->k_0;
-    uint _S45 = begin_0 + 8U * eight_1;
-    (&parts_0)->right_0[0U] = F16Eights_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S40), (_S41))), _S45);
-    (&parts_0)->right_0[1U] = F16Eights_fetch_0(_S42, _S43, _S44, (U32_min((_S40 + 32U), (_S41))), _S45);
-    (&parts_0)->right_0[2U] = F16Eights_fetch_0(_S42, _S43, _S44, (U32_min((_S40 + 64U), (_S41))), _S45);
-    (&parts_0)->right_0[3U] = F16Eights_fetch_0(_S42, _S43, _S44, (U32_min((_S40 + 96U), (_S41))), _S45);
+    StructuredBuffer<float4 > _S29 = this_1->x_3;
+    float4  _S30 = __ldg((&(this_1->x_3)[_S28]));
+    float4  _S31 = __ldg((&(_S29)[_S28 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S30;
+    (&parts_0)->left_0[0U][int(1)] = _S31;
+    uint _S32 = (_S23 + (U32_min((_S24 + 32U), (_S25))) * _S26 + begin_0) / 4U + _S27;
+    float4  _S33 = __ldg((&(_S29)[_S32]));
+    float4  _S34 = __ldg((&(_S29)[_S32 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S33;
+    (&parts_0)->left_0[1U][int(1)] = _S34;
+    uint _S35 = (_S23 + (U32_min((_S24 + 64U), (_S25))) * _S26 + begin_0) / 4U + _S27;
+    float4  _S36 = __ldg((&(_S29)[_S35]));
+    float4  _S37 = __ldg((&(_S29)[_S35 + 1U]));
+    (&parts_0)->left_0[2U][int(0)] = _S36;
+    (&parts_0)->left_0[2U][int(1)] = _S37;
+    uint _S38 = (_S23 + (U32_min((_S24 + 96U), (_S25))) * _S26 + begin_0) / 4U + _S27;
+    float4  _S39 = __ldg((&(_S29)[_S38]));
+    float4  _S40 = __ldg((&(_S29)[_S38 + 1U]));
+    (&parts_0)->left_0[3U][int(0)] = _S39;
+    (&parts_0)->left_0[3U][int(1)] = _S40;
+    uint _S41 = this_1->side_0 + row_2;
+    uint _S42 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint4 > _S43 = this_1->weight_0;
+    uint _S44 = (&this_1->p_0)->weight_offset_0;
+    uint _S45 = (&this_1->p_0)->k_0;
+    uint _S46 = begin_0 + 8U * eight_1;
+    (&parts_0)->right_0[0U] = F16Eights_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S41), (_S42))), _S46);
+    (&parts_0)->right_0[1U] = F16Eights_fetch_0(_S43, _S44, _S45, (U32_min((_S41 + 32U), (_S42))), _S46);
+    (&parts_0)->right_0[2U] = F16Eights_fetch_0(_S43, _S44, _S45, (U32_min((_S41 + 64U), (_S42))), _S46);
+    (&parts_0)->right_0[3U] = F16Eights_fetch_0(_S43, _S44, _S45, (U32_min((_S41 + 96U), (_S42))), _S46);
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_0, uint rows_2)
 {
-    uint _S46;
+    uint _S47;
     if(offset_1 == 4294967295U)
     {
-        _S46 = rows_2;
+        _S47 = rows_2;
     }
     else
     {
-        uint _S47 = __ldg((&(batch_0)[offset_1]));
-        _S46 = (U32_min(((U32_max((_S47), (first_0))) - first_0), (rows_2)));
+        uint _S48 = __ldg((&(batch_0)[offset_1]));
+        _S47 = (U32_min(((U32_max((_S48), (first_0))) - first_0), (rows_2)));
     }
-    return _S46;
+    return _S47;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -231,177 +237,177 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_1)
 {
-    Sums_0 _S48;
-    (&_S48)->halves_0 = *halves_1;
-    return _S48;
+    Sums_0 _S49;
+    (&_S49)->halves_0 = *halves_1;
+    return _S49;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S49 = make_int4 (int(0));
-    float4  _S50 = make_float4 ((float)_S49.x, (float)_S49.y, (float)_S49.z, (float)_S49.w);
-    FixedArray<float4 , 2>  _S51;
-    _S51[int(0)] = _S50;
-    _S51[int(1)] = _S50;
-    Sums_0 _S52 = Sums_x24init_0(&_S51);
-    return _S52;
+    int4  _S50 = make_int4 (int(0));
+    float4  _S51 = make_float4 ((float)_S50.x, (float)_S50.y, (float)_S50.z, (float)_S50.w);
+    FixedArray<float4 , 2>  _S52;
+    _S52[int(0)] = _S51;
+    _S52[int(1)] = _S51;
+    Sums_0 _S53 = Sums_x24init_0(&_S52);
+    return _S53;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S53 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S53;
+    uint4  _S54 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S54;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S54 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S54;
+    uint4  _S55 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S55;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S55 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
-    float4  _S56 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
-    FixedArray<float4 , 2>  _S57;
-    _S57[int(0)] = _S55;
-    _S57[int(1)] = _S56;
-    Sums_0 _S58 = Sums_x24init_0(&_S57);
-    return _S58;
+    float4  _S56 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
+    float4  _S57 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
+    FixedArray<float4 , 2>  _S58;
+    _S58[int(0)] = _S56;
+    _S58[int(1)] = _S57;
+    Sums_0 _S59 = Sums_x24init_0(&_S58);
+    return _S59;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S59 = 640U + across_0 * 5U;
-    uint4  _S60 = load_right_0(_S59, lane_2);
-    right_2[0U] = _S60;
-    uint _S61 = 640U + (across_0 + 16U) * 5U;
-    uint4  _S62 = load_right_0(_S61, lane_2);
-    right_2[1U] = _S62;
-    uint _S63 = 640U + (across_0 + 32U) * 5U;
-    uint4  _S64 = load_right_0(_S63, lane_2);
-    right_2[2U] = _S64;
-    uint _S65 = 640U + (across_0 + 48U) * 5U;
-    uint4  _S66 = load_right_0(_S65, lane_2);
-    right_2[3U] = _S66;
-    uint _S67 = down_0 * 5U;
-    uint4  _S68 = load_left_0(_S67, lane_2);
-    Sums_0 _S69 = (*sums_1)[0U][0U];
-    Sums_0 _S70 = multiply_add_0(_S68, _S60, &_S69);
-    (*sums_1)[0U][0U] = _S70;
-    Sums_0 _S71 = (*sums_1)[0U][1U];
-    Sums_0 _S72 = multiply_add_0(_S68, _S62, &_S71);
-    (*sums_1)[0U][1U] = _S72;
-    Sums_0 _S73 = (*sums_1)[0U][2U];
-    Sums_0 _S74 = multiply_add_0(_S68, _S64, &_S73);
-    (*sums_1)[0U][2U] = _S74;
-    Sums_0 _S75 = (*sums_1)[0U][3U];
-    Sums_0 _S76 = multiply_add_0(_S68, _S66, &_S75);
-    (*sums_1)[0U][3U] = _S76;
-    uint _S77 = (down_0 + 16U) * 5U;
-    uint4  _S78 = load_left_0(_S77, lane_2);
-    Sums_0 _S79 = (*sums_1)[1U][0U];
-    Sums_0 _S80 = multiply_add_0(_S78, _S60, &_S79);
-    (*sums_1)[1U][0U] = _S80;
-    Sums_0 _S81 = (*sums_1)[1U][1U];
-    Sums_0 _S82 = multiply_add_0(_S78, _S62, &_S81);
-    (*sums_1)[1U][1U] = _S82;
-    Sums_0 _S83 = (*sums_1)[1U][2U];
-    Sums_0 _S84 = multiply_add_0(_S78, _S64, &_S83);
-    (*sums_1)[1U][2U] = _S84;
-    Sums_0 _S85 = (*sums_1)[1U][3U];
-    Sums_0 _S86 = multiply_add_0(_S78, _S66, &_S85);
-    (*sums_1)[1U][3U] = _S86;
-    uint _S87 = (down_0 + 32U) * 5U;
-    uint4  _S88 = load_left_0(_S87, lane_2);
-    Sums_0 _S89 = (*sums_1)[2U][0U];
-    Sums_0 _S90 = multiply_add_0(_S88, _S60, &_S89);
-    (*sums_1)[2U][0U] = _S90;
-    Sums_0 _S91 = (*sums_1)[2U][1U];
-    Sums_0 _S92 = multiply_add_0(_S88, _S62, &_S91);
-    (*sums_1)[2U][1U] = _S92;
-    Sums_0 _S93 = (*sums_1)[2U][2U];
-    Sums_0 _S94 = multiply_add_0(_S88, _S64, &_S93);
-    (*sums_1)[2U][2U] = _S94;
-    Sums_0 _S95 = (*sums_1)[2U][3U];
-    Sums_0 _S96 = multiply_add_0(_S88, _S66, &_S95);
-    (*sums_1)[2U][3U] = _S96;
-    uint _S97 = (down_0 + 48U) * 5U;
-    uint4  _S98 = load_left_0(_S97, lane_2);
-    Sums_0 _S99 = (*sums_1)[3U][0U];
-    Sums_0 _S100 = multiply_add_0(_S98, _S60, &_S99);
-    (*sums_1)[3U][0U] = _S100;
-    Sums_0 _S101 = (*sums_1)[3U][1U];
-    Sums_0 _S102 = multiply_add_0(_S98, _S62, &_S101);
-    (*sums_1)[3U][1U] = _S102;
-    Sums_0 _S103 = (*sums_1)[3U][2U];
-    Sums_0 _S104 = multiply_add_0(_S98, _S64, &_S103);
-    (*sums_1)[3U][2U] = _S104;
-    Sums_0 _S105 = (*sums_1)[3U][3U];
-    Sums_0 _S106 = multiply_add_0(_S98, _S66, &_S105);
-    (*sums_1)[3U][3U] = _S106;
+    uint _S60 = 640U + across_0 * 5U;
+    uint4  _S61 = load_right_0(_S60, lane_2);
+    right_2[0U] = _S61;
+    uint _S62 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S63 = load_right_0(_S62, lane_2);
+    right_2[1U] = _S63;
+    uint _S64 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S65 = load_right_0(_S64, lane_2);
+    right_2[2U] = _S65;
+    uint _S66 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S67 = load_right_0(_S66, lane_2);
+    right_2[3U] = _S67;
+    uint _S68 = down_0 * 5U;
+    uint4  _S69 = load_left_0(_S68, lane_2);
+    Sums_0 _S70 = (*sums_1)[0U][0U];
+    Sums_0 _S71 = multiply_add_0(_S69, _S61, &_S70);
+    (*sums_1)[0U][0U] = _S71;
+    Sums_0 _S72 = (*sums_1)[0U][1U];
+    Sums_0 _S73 = multiply_add_0(_S69, _S63, &_S72);
+    (*sums_1)[0U][1U] = _S73;
+    Sums_0 _S74 = (*sums_1)[0U][2U];
+    Sums_0 _S75 = multiply_add_0(_S69, _S65, &_S74);
+    (*sums_1)[0U][2U] = _S75;
+    Sums_0 _S76 = (*sums_1)[0U][3U];
+    Sums_0 _S77 = multiply_add_0(_S69, _S67, &_S76);
+    (*sums_1)[0U][3U] = _S77;
+    uint _S78 = (down_0 + 16U) * 5U;
+    uint4  _S79 = load_left_0(_S78, lane_2);
+    Sums_0 _S80 = (*sums_1)[1U][0U];
+    Sums_0 _S81 = multiply_add_0(_S79, _S61, &_S80);
+    (*sums_1)[1U][0U] = _S81;
+    Sums_0 _S82 = (*sums_1)[1U][1U];
+    Sums_0 _S83 = multiply_add_0(_S79, _S63, &_S82);
+    (*sums_1)[1U][1U] = _S83;
+    Sums_0 _S84 = (*sums_1)[1U][2U];
+    Sums_0 _S85 = multiply_add_0(_S79, _S65, &_S84);
+    (*sums_1)[1U][2U] = _S85;
+    Sums_0 _S86 = (*sums_1)[1U][3U];
+    Sums_0 _S87 = multiply_add_0(_S79, _S67, &_S86);
+    (*sums_1)[1U][3U] = _S87;
+    uint _S88 = (down_0 + 32U) * 5U;
+    uint4  _S89 = load_left_0(_S88, lane_2);
+    Sums_0 _S90 = (*sums_1)[2U][0U];
+    Sums_0 _S91 = multiply_add_0(_S89, _S61, &_S90);
+    (*sums_1)[2U][0U] = _S91;
+    Sums_0 _S92 = (*sums_1)[2U][1U];
+    Sums_0 _S93 = multiply_add_0(_S89, _S63, &_S92);
+    (*sums_1)[2U][1U] = _S93;
+    Sums_0 _S94 = (*sums_1)[2U][2U];
+    Sums_0 _S95 = multiply_add_0(_S89, _S65, &_S94);
+    (*sums_1)[2U][2U] = _S95;
+    Sums_0 _S96 = (*sums_1)[2U][3U];
+    Sums_0 _S97 = multiply_add_0(_S89, _S67, &_S96);
+    (*sums_1)[2U][3U] = _S97;
+    uint _S98 = (down_0 + 48U) * 5U;
+    uint4  _S99 = load_left_0(_S98, lane_2);
+    Sums_0 _S100 = (*sums_1)[3U][0U];
+    Sums_0 _S101 = multiply_add_0(_S99, _S61, &_S100);
+    (*sums_1)[3U][0U] = _S101;
+    Sums_0 _S102 = (*sums_1)[3U][1U];
+    Sums_0 _S103 = multiply_add_0(_S99, _S63, &_S102);
+    (*sums_1)[3U][1U] = _S103;
+    Sums_0 _S104 = (*sums_1)[3U][2U];
+    Sums_0 _S105 = multiply_add_0(_S99, _S65, &_S104);
+    (*sums_1)[3U][2U] = _S105;
+    Sums_0 _S106 = (*sums_1)[3U][3U];
+    Sums_0 _S107 = multiply_add_0(_S99, _S67, &_S106);
+    (*sums_1)[3U][3U] = _S107;
     FixedArray<uint4 , 4>  right_3;
-    uint4  _S107 = load_right_0(_S59 + 2U, lane_2);
-    right_3[0U] = _S107;
-    uint4  _S108 = load_right_0(_S61 + 2U, lane_2);
-    right_3[1U] = _S108;
-    uint4  _S109 = load_right_0(_S63 + 2U, lane_2);
-    right_3[2U] = _S109;
-    uint4  _S110 = load_right_0(_S65 + 2U, lane_2);
-    right_3[3U] = _S110;
-    uint4  _S111 = load_left_0(_S67 + 2U, lane_2);
-    Sums_0 _S112 = (*sums_1)[0U][0U];
-    Sums_0 _S113 = multiply_add_0(_S111, _S107, &_S112);
-    (*sums_1)[0U][0U] = _S113;
-    Sums_0 _S114 = (*sums_1)[0U][1U];
-    Sums_0 _S115 = multiply_add_0(_S111, _S108, &_S114);
-    (*sums_1)[0U][1U] = _S115;
-    Sums_0 _S116 = (*sums_1)[0U][2U];
-    Sums_0 _S117 = multiply_add_0(_S111, _S109, &_S116);
-    (*sums_1)[0U][2U] = _S117;
-    Sums_0 _S118 = (*sums_1)[0U][3U];
-    Sums_0 _S119 = multiply_add_0(_S111, _S110, &_S118);
-    (*sums_1)[0U][3U] = _S119;
-    uint4  _S120 = load_left_0(_S77 + 2U, lane_2);
-    Sums_0 _S121 = (*sums_1)[1U][0U];
-    Sums_0 _S122 = multiply_add_0(_S120, _S107, &_S121);
-    (*sums_1)[1U][0U] = _S122;
-    Sums_0 _S123 = (*sums_1)[1U][1U];
-    Sums_0 _S124 = multiply_add_0(_S120, _S108, &_S123);
-    (*sums_1)[1U][1U] = _S124;
-    Sums_0 _S125 = (*sums_1)[1U][2U];
-    Sums_0 _S126 = multiply_add_0(_S120, _S109, &_S125);
-    (*sums_1)[1U][2U] = _S126;
-    Sums_0 _S127 = (*sums_1)[1U][3U];
-    Sums_0 _S128 = multiply_add_0(_S120, _S110, &_S127);
-    (*sums_1)[1U][3U] = _S128;
-    uint4  _S129 = load_left_0(_S87 + 2U, lane_2);
-    Sums_0 _S130 = (*sums_1)[2U][0U];
-    Sums_0 _S131 = multiply_add_0(_S129, _S107, &_S130);
-    (*sums_1)[2U][0U] = _S131;
-    Sums_0 _S132 = (*sums_1)[2U][1U];
-    Sums_0 _S133 = multiply_add_0(_S129, _S108, &_S132);
-    (*sums_1)[2U][1U] = _S133;
-    Sums_0 _S134 = (*sums_1)[2U][2U];
-    Sums_0 _S135 = multiply_add_0(_S129, _S109, &_S134);
-    (*sums_1)[2U][2U] = _S135;
-    Sums_0 _S136 = (*sums_1)[2U][3U];
-    Sums_0 _S137 = multiply_add_0(_S129, _S110, &_S136);
-    (*sums_1)[2U][3U] = _S137;
-    uint4  _S138 = load_left_0(_S97 + 2U, lane_2);
-    Sums_0 _S139 = (*sums_1)[3U][0U];
-    Sums_0 _S140 = multiply_add_0(_S138, _S107, &_S139);
-    (*sums_1)[3U][0U] = _S140;
-    Sums_0 _S141 = (*sums_1)[3U][1U];
-    Sums_0 _S142 = multiply_add_0(_S138, _S108, &_S141);
-    (*sums_1)[3U][1U] = _S142;
-    Sums_0 _S143 = (*sums_1)[3U][2U];
-    Sums_0 _S144 = multiply_add_0(_S138, _S109, &_S143);
-    (*sums_1)[3U][2U] = _S144;
-    Sums_0 _S145 = (*sums_1)[3U][3U];
-    Sums_0 _S146 = multiply_add_0(_S138, _S110, &_S145);
-    (*sums_1)[3U][3U] = _S146;
+    uint4  _S108 = load_right_0(_S60 + 2U, lane_2);
+    right_3[0U] = _S108;
+    uint4  _S109 = load_right_0(_S62 + 2U, lane_2);
+    right_3[1U] = _S109;
+    uint4  _S110 = load_right_0(_S64 + 2U, lane_2);
+    right_3[2U] = _S110;
+    uint4  _S111 = load_right_0(_S66 + 2U, lane_2);
+    right_3[3U] = _S111;
+    uint4  _S112 = load_left_0(_S68 + 2U, lane_2);
+    Sums_0 _S113 = (*sums_1)[0U][0U];
+    Sums_0 _S114 = multiply_add_0(_S112, _S108, &_S113);
+    (*sums_1)[0U][0U] = _S114;
+    Sums_0 _S115 = (*sums_1)[0U][1U];
+    Sums_0 _S116 = multiply_add_0(_S112, _S109, &_S115);
+    (*sums_1)[0U][1U] = _S116;
+    Sums_0 _S117 = (*sums_1)[0U][2U];
+    Sums_0 _S118 = multiply_add_0(_S112, _S110, &_S117);
+    (*sums_1)[0U][2U] = _S118;
+    Sums_0 _S119 = (*sums_1)[0U][3U];
+    Sums_0 _S120 = multiply_add_0(_S112, _S111, &_S119);
+    (*sums_1)[0U][3U] = _S120;
+    uint4  _S121 = load_left_0(_S78 + 2U, lane_2);
+    Sums_0 _S122 = (*sums_1)[1U][0U];
+    Sums_0 _S123 = multiply_add_0(_S121, _S108, &_S122);
+    (*sums_1)[1U][0U] = _S123;
+    Sums_0 _S124 = (*sums_1)[1U][1U];
+    Sums_0 _S125 = multiply_add_0(_S121, _S109, &_S124);
+    (*sums_1)[1U][1U] = _S125;
+    Sums_0 _S126 = (*sums_1)[1U][2U];
+    Sums_0 _S127 = multiply_add_0(_S121, _S110, &_S126);
+    (*sums_1)[1U][2U] = _S127;
+    Sums_0 _S128 = (*sums_1)[1U][3U];
+    Sums_0 _S129 = multiply_add_0(_S121, _S111, &_S128);
+    (*sums_1)[1U][3U] = _S129;
+    uint4  _S130 = load_left_0(_S88 + 2U, lane_2);
+    Sums_0 _S131 = (*sums_1)[2U][0U];
+    Sums_0 _S132 = multiply_add_0(_S130, _S108, &_S131);
+    (*sums_1)[2U][0U] = _S132;
+    Sums_0 _S133 = (*sums_1)[2U][1U];
+    Sums_0 _S134 = multiply_add_0(_S130, _S109, &_S133);
+    (*sums_1)[2U][1U] = _S134;
+    Sums_0 _S135 = (*sums_1)[2U][2U];
+    Sums_0 _S136 = multiply_add_0(_S130, _S110, &_S135);
+    (*sums_1)[2U][2U] = _S136;
+    Sums_0 _S137 = (*sums_1)[2U][3U];
+    Sums_0 _S138 = multiply_add_0(_S130, _S111, &_S137);
+    (*sums_1)[2U][3U] = _S138;
+    uint4  _S139 = load_left_0(_S98 + 2U, lane_2);
+    Sums_0 _S140 = (*sums_1)[3U][0U];
+    Sums_0 _S141 = multiply_add_0(_S139, _S108, &_S140);
+    (*sums_1)[3U][0U] = _S141;
+    Sums_0 _S142 = (*sums_1)[3U][1U];
+    Sums_0 _S143 = multiply_add_0(_S139, _S109, &_S142);
+    (*sums_1)[3U][1U] = _S143;
+    Sums_0 _S144 = (*sums_1)[3U][2U];
+    Sums_0 _S145 = multiply_add_0(_S139, _S110, &_S144);
+    (*sums_1)[3U][2U] = _S145;
+    Sums_0 _S146 = (*sums_1)[3U][3U];
+    Sums_0 _S147 = multiply_add_0(_S139, _S111, &_S146);
+    (*sums_1)[3U][3U] = _S147;
     return;
 }
 
@@ -422,314 +428,314 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S147 = thread_0 % 32U;
-    uint _S148 = _S147 / 4U;
-    uint _S149 = _S147 % 4U * 2U;
-    bool _S150;
+    uint _S148 = thread_0 % 32U;
+    uint _S149 = _S148 / 4U;
+    uint _S150 = _S148 % 4U * 2U;
+    bool _S151;
     if(whole_0)
     {
-        _S150 = true;
+        _S151 = true;
     }
     else
     {
-        if((place_0->row_3 + _S148) < (place_0->rows_3))
+        if((place_0->row_3 + _S149) < (place_0->rows_3))
         {
-            _S150 = (place_0->column_2 + _S149) < (place_0->columns_1);
+            _S151 = (place_0->column_2 + _S150) < (place_0->columns_1);
         }
         else
         {
-            _S150 = false;
+            _S151 = false;
         }
     }
-    float _S151;
-    if(_S150)
+    float _S152;
+    if(_S151)
     {
-        uint _S152 = Place_at_0(place_0, _S148, _S149);
-        float _S153 = factor_0 * *&((&sums_2->halves_0[0U])->x);
-        float * _S154 = (&(result_2)[_S152]);
+        uint _S153 = Place_at_0(place_0, _S149, _S150);
+        float _S154 = factor_0 * *&((&sums_2->halves_0[0U])->x);
+        float * _S155 = (&(result_2)[_S153]);
         if(accumulate_1)
         {
-            _S151 = *(&(result_2)[_S152]) + _S153;
+            _S152 = *(&(result_2)[_S153]) + _S154;
         }
         else
         {
-            _S151 = _S153;
+            _S152 = _S154;
         }
-        *_S154 = _S151;
+        *_S155 = _S152;
     }
-    uint _S155 = _S147 / 4U;
-    uint _S156 = _S149 + 1U;
+    uint _S156 = _S148 / 4U;
+    uint _S157 = _S150 + 1U;
     if(whole_0)
     {
-        _S150 = true;
+        _S151 = true;
     }
     else
     {
-        if((place_0->row_3 + _S155) < (place_0->rows_3))
+        if((place_0->row_3 + _S156) < (place_0->rows_3))
         {
-            _S150 = (place_0->column_2 + _S156) < (place_0->columns_1);
+            _S151 = (place_0->column_2 + _S157) < (place_0->columns_1);
         }
         else
         {
-            _S150 = false;
+            _S151 = false;
         }
     }
-    if(_S150)
+    if(_S151)
     {
-        uint _S157 = Place_at_0(place_0, _S155, _S156);
-        float _S158 = factor_0 * *&((&sums_2->halves_0[0U])->y);
-        float * _S159 = (&(result_2)[_S157]);
+        uint _S158 = Place_at_0(place_0, _S156, _S157);
+        float _S159 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        float * _S160 = (&(result_2)[_S158]);
         if(accumulate_1)
         {
-            _S151 = *(&(result_2)[_S157]) + _S158;
+            _S152 = *(&(result_2)[_S158]) + _S159;
         }
         else
         {
-            _S151 = _S158;
+            _S152 = _S159;
         }
-        *_S159 = _S151;
+        *_S160 = _S152;
     }
-    uint _S160 = _S147 / 4U + 8U;
+    uint _S161 = _S148 / 4U + 8U;
     if(whole_0)
     {
-        _S150 = true;
+        _S151 = true;
     }
     else
     {
-        if((place_0->row_3 + _S160) < (place_0->rows_3))
+        if((place_0->row_3 + _S161) < (place_0->rows_3))
         {
-            _S150 = (place_0->column_2 + _S149) < (place_0->columns_1);
+            _S151 = (place_0->column_2 + _S150) < (place_0->columns_1);
         }
         else
         {
-            _S150 = false;
+            _S151 = false;
         }
     }
-    if(_S150)
+    if(_S151)
     {
-        uint _S161 = Place_at_0(place_0, _S160, _S149);
-        float _S162 = factor_0 * *&((&sums_2->halves_0[0U])->z);
-        float * _S163 = (&(result_2)[_S161]);
+        uint _S162 = Place_at_0(place_0, _S161, _S150);
+        float _S163 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        float * _S164 = (&(result_2)[_S162]);
         if(accumulate_1)
         {
-            _S151 = *(&(result_2)[_S161]) + _S162;
+            _S152 = *(&(result_2)[_S162]) + _S163;
         }
         else
         {
-            _S151 = _S162;
+            _S152 = _S163;
         }
-        *_S163 = _S151;
+        *_S164 = _S152;
     }
-    uint _S164 = _S147 / 4U + 8U;
+    uint _S165 = _S148 / 4U + 8U;
     if(whole_0)
     {
-        _S150 = true;
+        _S151 = true;
     }
     else
     {
-        if((place_0->row_3 + _S164) < (place_0->rows_3))
+        if((place_0->row_3 + _S165) < (place_0->rows_3))
         {
-            _S150 = (place_0->column_2 + _S156) < (place_0->columns_1);
+            _S151 = (place_0->column_2 + _S157) < (place_0->columns_1);
         }
         else
         {
-            _S150 = false;
+            _S151 = false;
         }
     }
-    if(_S150)
+    if(_S151)
     {
-        uint _S165 = Place_at_0(place_0, _S164, _S156);
-        float _S166 = factor_0 * *&((&sums_2->halves_0[0U])->w);
-        float * _S167 = (&(result_2)[_S165]);
+        uint _S166 = Place_at_0(place_0, _S165, _S157);
+        float _S167 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        float * _S168 = (&(result_2)[_S166]);
         if(accumulate_1)
         {
-            _S151 = *(&(result_2)[_S165]) + _S166;
+            _S152 = *(&(result_2)[_S166]) + _S167;
         }
         else
         {
-            _S151 = _S166;
+            _S152 = _S167;
         }
-        *_S167 = _S151;
+        *_S168 = _S152;
     }
-    uint _S168 = _S147 / 4U;
-    uint _S169 = 8U + _S149;
+    uint _S169 = _S148 / 4U;
+    uint _S170 = 8U + _S150;
     if(whole_0)
     {
-        _S150 = true;
+        _S151 = true;
     }
     else
     {
-        if((place_0->row_3 + _S168) < (place_0->rows_3))
+        if((place_0->row_3 + _S169) < (place_0->rows_3))
         {
-            _S150 = (place_0->column_2 + _S169) < (place_0->columns_1);
+            _S151 = (place_0->column_2 + _S170) < (place_0->columns_1);
         }
         else
         {
-            _S150 = false;
+            _S151 = false;
         }
     }
-    if(_S150)
+    if(_S151)
     {
-        uint _S170 = Place_at_0(place_0, _S168, _S169);
-        float _S171 = factor_0 * *&((&sums_2->halves_0[1U])->x);
-        float * _S172 = (&(result_2)[_S170]);
+        uint _S171 = Place_at_0(place_0, _S169, _S170);
+        float _S172 = factor_0 * *&((&sums_2->halves_0[1U])->x);
+        float * _S173 = (&(result_2)[_S171]);
         if(accumulate_1)
         {
-            _S151 = *(&(result_2)[_S170]) + _S171;
+            _S152 = *(&(result_2)[_S171]) + _S172;
         }
         else
         {
-            _S151 = _S171;
+            _S152 = _S172;
         }
-        *_S172 = _S151;
+        *_S173 = _S152;
     }
-    uint _S173 = _S147 / 4U;
-    uint _S174 = _S169 + 1U;
+    uint _S174 = _S148 / 4U;
+    uint _S175 = _S170 + 1U;
     if(whole_0)
     {
-        _S150 = true;
+        _S151 = true;
     }
     else
     {
-        if((place_0->row_3 + _S173) < (place_0->rows_3))
+        if((place_0->row_3 + _S174) < (place_0->rows_3))
         {
-            _S150 = (place_0->column_2 + _S174) < (place_0->columns_1);
+            _S151 = (place_0->column_2 + _S175) < (place_0->columns_1);
         }
         else
         {
-            _S150 = false;
+            _S151 = false;
         }
     }
-    if(_S150)
+    if(_S151)
     {
-        uint _S175 = Place_at_0(place_0, _S173, _S174);
-        float _S176 = factor_0 * *&((&sums_2->halves_0[1U])->y);
-        float * _S177 = (&(result_2)[_S175]);
+        uint _S176 = Place_at_0(place_0, _S174, _S175);
+        float _S177 = factor_0 * *&((&sums_2->halves_0[1U])->y);
+        float * _S178 = (&(result_2)[_S176]);
         if(accumulate_1)
         {
-            _S151 = *(&(result_2)[_S175]) + _S176;
+            _S152 = *(&(result_2)[_S176]) + _S177;
         }
         else
         {
-            _S151 = _S176;
+            _S152 = _S177;
         }
-        *_S177 = _S151;
+        *_S178 = _S152;
     }
-    uint _S178 = _S147 / 4U + 8U;
+    uint _S179 = _S148 / 4U + 8U;
     if(whole_0)
     {
-        _S150 = true;
+        _S151 = true;
     }
     else
     {
-        if((place_0->row_3 + _S178) < (place_0->rows_3))
+        if((place_0->row_3 + _S179) < (place_0->rows_3))
         {
-            _S150 = (place_0->column_2 + _S169) < (place_0->columns_1);
+            _S151 = (place_0->column_2 + _S170) < (place_0->columns_1);
         }
         else
         {
-            _S150 = false;
+            _S151 = false;
         }
     }
-    if(_S150)
+    if(_S151)
     {
-        uint _S179 = Place_at_0(place_0, _S178, _S169);
-        float _S180 = factor_0 * *&((&sums_2->halves_0[1U])->z);
-        float * _S181 = (&(result_2)[_S179]);
+        uint _S180 = Place_at_0(place_0, _S179, _S170);
+        float _S181 = factor_0 * *&((&sums_2->halves_0[1U])->z);
+        float * _S182 = (&(result_2)[_S180]);
         if(accumulate_1)
         {
-            _S151 = *(&(result_2)[_S179]) + _S180;
+            _S152 = *(&(result_2)[_S180]) + _S181;
         }
         else
         {
-            _S151 = _S180;
+            _S152 = _S181;
         }
-        *_S181 = _S151;
+        *_S182 = _S152;
     }
-    uint _S182 = _S147 / 4U + 8U;
+    uint _S183 = _S148 / 4U + 8U;
     if(whole_0)
     {
-        _S150 = true;
+        _S151 = true;
     }
     else
     {
-        if((place_0->row_3 + _S182) < (place_0->rows_3))
+        if((place_0->row_3 + _S183) < (place_0->rows_3))
         {
-            _S150 = (place_0->column_2 + _S174) < (place_0->columns_1);
+            _S151 = (place_0->column_2 + _S175) < (place_0->columns_1);
         }
         else
         {
-            _S150 = false;
+            _S151 = false;
         }
     }
-    if(_S150)
+    if(_S151)
     {
-        uint _S183 = Place_at_0(place_0, _S182, _S174);
-        float _S184 = factor_0 * *&((&sums_2->halves_0[1U])->w);
-        float * _S185 = (&(result_2)[_S183]);
+        uint _S184 = Place_at_0(place_0, _S183, _S175);
+        float _S185 = factor_0 * *&((&sums_2->halves_0[1U])->w);
+        float * _S186 = (&(result_2)[_S184]);
         if(accumulate_1)
         {
-            _S151 = *(&(result_2)[_S183]) + _S184;
+            _S152 = *(&(result_2)[_S184]) + _S185;
         }
         else
         {
-            _S151 = _S184;
+            _S152 = _S185;
         }
-        *_S185 = _S151;
+        *_S186 = _S152;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint4 > weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S186 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S187 = (_S186 + 128U - 1U) / 128U;
-    uint _S188 = group_number_0(group_1);
-    uint _S189 = p_1->n_0;
-    if(_S188 >= (_S187 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S187 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S188 = (_S187 + 128U - 1U) / 128U;
+    uint _S189 = group_number_0(group_1);
+    uint _S190 = p_1->n_0;
+    if(_S189 >= (_S188 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S190 = _S188 % _S187;
-    uint _S191 = _S190 * 128U;
-    uint _S192 = _S188 / _S187;
-    uint _S193 = _S192 * 128U;
-    uint _S194 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S195 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S196 = thread_1 / 4U;
-    uint _S197 = thread_1 % 4U;
+    uint _S191 = _S189 % _S188;
+    uint _S192 = _S191 * 128U;
+    uint _S193 = _S189 / _S188;
+    uint _S194 = _S193 * 128U;
+    uint _S195 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S196 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S197 = thread_1 / 4U;
+    uint _S198 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S191;
-    (&operands_0)->side_0 = _S193;
-    (&operands_0)->rows_1 = _S186;
+    (&operands_0)->top_0 = _S192;
+    (&operands_0)->side_0 = _S194;
+    (&operands_0)->rows_1 = _S187;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S198 = no_sums_0();
-    sums_3[0U][0U] = _S198;
-    sums_3[0U][1U] = _S198;
-    sums_3[0U][2U] = _S198;
-    sums_3[0U][3U] = _S198;
-    sums_3[1U][0U] = _S198;
-    sums_3[1U][1U] = _S198;
-    sums_3[1U][2U] = _S198;
-    sums_3[1U][3U] = _S198;
-    sums_3[2U][0U] = _S198;
-    sums_3[2U][1U] = _S198;
-    sums_3[2U][2U] = _S198;
-    sums_3[2U][3U] = _S198;
-    sums_3[3U][0U] = _S198;
-    sums_3[3U][1U] = _S198;
-    sums_3[3U][2U] = _S198;
-    sums_3[3U][3U] = _S198;
-    Operands_0 _S199 = operands_0;
-    Parts_0 _S200 = Operands_load_0(&_S199, 0U, _S196, _S197);
+    Sums_0 _S199 = no_sums_0();
+    sums_3[0U][0U] = _S199;
+    sums_3[0U][1U] = _S199;
+    sums_3[0U][2U] = _S199;
+    sums_3[0U][3U] = _S199;
+    sums_3[1U][0U] = _S199;
+    sums_3[1U][1U] = _S199;
+    sums_3[1U][2U] = _S199;
+    sums_3[1U][3U] = _S199;
+    sums_3[2U][0U] = _S199;
+    sums_3[2U][1U] = _S199;
+    sums_3[2U][2U] = _S199;
+    sums_3[2U][3U] = _S199;
+    sums_3[3U][0U] = _S199;
+    sums_3[3U][1U] = _S199;
+    sums_3[3U][2U] = _S199;
+    sums_3[3U][3U] = _S199;
+    Operands_0 _S200 = operands_0;
+    Parts_0 _S201 = Operands_load_0(&_S200, 0U, _S197, _S198);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S200;
+    Parts_0 parts_1 = _S201;
     for(;;)
     {
-        uint _S201 = p_1->k_0;
+        uint _S202 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -737,205 +743,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S202 = parts_1;
-        Parts_store_0(&_S202, _S196, _S197);
+        Parts_0 _S203 = parts_1;
+        Parts_store_0(&_S203, _S197, _S198);
         __syncthreads();
-        uint _S203 = begin_1 + 32U;
-        uint _S204 = (U32_min((_S203), (_S201 - 32U)));
-        Operands_0 _S205 = operands_0;
-        Parts_0 _S206 = Operands_load_0(&_S205, _S204, _S196, _S197);
-        multiply_0(&sums_3, _S194, _S195, thread_1 % 32U);
+        uint _S204 = begin_1 + 32U;
+        uint _S205 = (U32_min((_S204), (_S202 - 32U)));
+        Operands_0 _S206 = operands_0;
+        Parts_0 _S207 = Operands_load_0(&_S206, _S205, _S197, _S198);
+        multiply_0(&sums_3, _S195, _S196, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S203;
-        parts_1 = _S206;
+        begin_1 = _S204;
+        parts_1 = _S207;
     }
-    bool _S207;
-    if((_S191 + 128U) <= _S186)
+    bool _S208;
+    if((_S192 + 128U) <= _S187)
     {
-        _S207 = (_S193 + 128U) <= _S189;
+        _S208 = (_S194 + 128U) <= _S190;
     }
     else
     {
-        _S207 = false;
+        _S208 = false;
     }
     Place_0 place_1;
-    uint _S208 = _S191 + _S194;
-    (&place_1)->row_3 = _S208;
-    uint _S209 = _S193 + _S195;
-    (&place_1)->column_2 = _S209;
-    (&place_1)->rows_3 = _S186;
-    (&place_1)->columns_1 = _S189;
-    uint _S210 = p_1->out_offset_0;
+    uint _S209 = _S192 + _S195;
+    (&place_1)->row_3 = _S209;
+    uint _S210 = _S194 + _S196;
+    (&place_1)->column_2 = _S210;
+    (&place_1)->rows_3 = _S187;
+    (&place_1)->columns_1 = _S190;
+    uint _S211 = p_1->out_offset_0;
     (&place_1)->offset_2 = p_1->out_offset_0;
-    uint _S211 = p_1->out_stride_0;
+    uint _S212 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S212 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S213 = sums_3[0U][0U];
-    Place_0 _S214 = place_1;
-    write_0(&_S213, 16.0f, result_3, &_S214, _S212, _S207, thread_1);
+    bool _S213 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S214 = sums_3[0U][0U];
+    Place_0 _S215 = place_1;
+    write_0(&_S214, 16.0f, result_3, &_S215, _S213, _S208, thread_1);
     Place_0 place_2;
-    (&place_2)->row_3 = _S208;
-    uint _S215 = _S209 + 16U;
-    (&place_2)->column_2 = _S215;
-    (&place_2)->rows_3 = _S186;
-    (&place_2)->columns_1 = _S189;
-    (&place_2)->offset_2 = _S210;
-    (&place_2)->stride_0 = _S211;
-    Sums_0 _S216 = sums_3[0U][1U];
-    Place_0 _S217 = place_2;
-    write_0(&_S216, 16.0f, result_3, &_S217, _S212, _S207, thread_1);
+    (&place_2)->row_3 = _S209;
+    uint _S216 = _S210 + 16U;
+    (&place_2)->column_2 = _S216;
+    (&place_2)->rows_3 = _S187;
+    (&place_2)->columns_1 = _S190;
+    (&place_2)->offset_2 = _S211;
+    (&place_2)->stride_0 = _S212;
+    Sums_0 _S217 = sums_3[0U][1U];
+    Place_0 _S218 = place_2;
+    write_0(&_S217, 16.0f, result_3, &_S218, _S213, _S208, thread_1);
     Place_0 place_3;
-    (&place_3)->row_3 = _S208;
-    uint _S218 = _S209 + 32U;
-    (&place_3)->column_2 = _S218;
-    (&place_3)->rows_3 = _S186;
-    (&place_3)->columns_1 = _S189;
-    (&place_3)->offset_2 = _S210;
-    (&place_3)->stride_0 = _S211;
-    Sums_0 _S219 = sums_3[0U][2U];
-    Place_0 _S220 = place_3;
-    write_0(&_S219, 16.0f, result_3, &_S220, _S212, _S207, thread_1);
+    (&place_3)->row_3 = _S209;
+    uint _S219 = _S210 + 32U;
+    (&place_3)->column_2 = _S219;
+    (&place_3)->rows_3 = _S187;
+    (&place_3)->columns_1 = _S190;
+    (&place_3)->offset_2 = _S211;
+    (&place_3)->stride_0 = _S212;
+    Sums_0 _S220 = sums_3[0U][2U];
+    Place_0 _S221 = place_3;
+    write_0(&_S220, 16.0f, result_3, &_S221, _S213, _S208, thread_1);
     Place_0 place_4;
-    (&place_4)->row_3 = _S208;
-    uint _S221 = _S209 + 48U;
-    (&place_4)->column_2 = _S221;
-    (&place_4)->rows_3 = _S186;
-    (&place_4)->columns_1 = _S189;
-    (&place_4)->offset_2 = _S210;
-    (&place_4)->stride_0 = _S211;
-    Sums_0 _S222 = sums_3[0U][3U];
-    Place_0 _S223 = place_4;
-    write_0(&_S222, 16.0f, result_3, &_S223, _S212, _S207, thread_1);
+    (&place_4)->row_3 = _S209;
+    uint _S222 = _S210 + 48U;
+    (&place_4)->column_2 = _S222;
+    (&place_4)->rows_3 = _S187;
+    (&place_4)->columns_1 = _S190;
+    (&place_4)->offset_2 = _S211;
+    (&place_4)->stride_0 = _S212;
+    Sums_0 _S223 = sums_3[0U][3U];
+    Place_0 _S224 = place_4;
+    write_0(&_S223, 16.0f, result_3, &_S224, _S213, _S208, thread_1);
     Place_0 place_5;
-    uint _S224 = _S208 + 16U;
-    (&place_5)->row_3 = _S224;
-    (&place_5)->column_2 = _S209;
-    (&place_5)->rows_3 = _S186;
-    (&place_5)->columns_1 = _S189;
-    (&place_5)->offset_2 = _S210;
-    (&place_5)->stride_0 = _S211;
-    Sums_0 _S225 = sums_3[1U][0U];
-    Place_0 _S226 = place_5;
-    write_0(&_S225, 16.0f, result_3, &_S226, _S212, _S207, thread_1);
+    uint _S225 = _S209 + 16U;
+    (&place_5)->row_3 = _S225;
+    (&place_5)->column_2 = _S210;
+    (&place_5)->rows_3 = _S187;
+    (&place_5)->columns_1 = _S190;
+    (&place_5)->offset_2 = _S211;
+    (&place_5)->stride_0 = _S212;
+    Sums_0 _S226 = sums_3[1U][0U];
+    Place_0 _S227 = place_5;
+    write_0(&_S226, 16.0f, result_3, &_S227, _S213, _S208, thread_1);
     Place_0 place_6;
-    (&place_6)->row_3 = _S224;
-    (&place_6)->column_2 = _S215;
-    (&place_6)->rows_3 = _S186;
-    (&place_6)->columns_1 = _S189;
-    (&place_6)->offset_2 = _S210;
-    (&place_6)->stride_0 = _S211;
-    Sums_0 _S227 = sums_3[1U][1U];
-    Place_0 _S228 = place_6;
-    write_0(&_S227, 16.0f, result_3, &_S228, _S212, _S207, thread_1);
+    (&place_6)->row_3 = _S225;
+    (&place_6)->column_2 = _S216;
+    (&place_6)->rows_3 = _S187;
+    (&place_6)->columns_1 = _S190;
+    (&place_6)->offset_2 = _S211;
+    (&place_6)->stride_0 = _S212;
+    Sums_0 _S228 = sums_3[1U][1U];
+    Place_0 _S229 = place_6;
+    write_0(&_S228, 16.0f, result_3, &_S229, _S213, _S208, thread_1);
     Place_0 place_7;
-    (&place_7)->row_3 = _S224;
-    (&place_7)->column_2 = _S218;
-    (&place_7)->rows_3 = _S186;
-    (&place_7)->columns_1 = _S189;
-    (&place_7)->offset_2 = _S210;
-    (&place_7)->stride_0 = _S211;
-    Sums_0 _S229 = sums_3[1U][2U];
-    Place_0 _S230 = place_7;
-    write_0(&_S229, 16.0f, result_3, &_S230, _S212, _S207, thread_1);
+    (&place_7)->row_3 = _S225;
+    (&place_7)->column_2 = _S219;
+    (&place_7)->rows_3 = _S187;
+    (&place_7)->columns_1 = _S190;
+    (&place_7)->offset_2 = _S211;
+    (&place_7)->stride_0 = _S212;
+    Sums_0 _S230 = sums_3[1U][2U];
+    Place_0 _S231 = place_7;
+    write_0(&_S230, 16.0f, result_3, &_S231, _S213, _S208, thread_1);
     Place_0 place_8;
-    (&place_8)->row_3 = _S224;
-    (&place_8)->column_2 = _S221;
-    (&place_8)->rows_3 = _S186;
-    (&place_8)->columns_1 = _S189;
-    (&place_8)->offset_2 = _S210;
-    (&place_8)->stride_0 = _S211;
-    Sums_0 _S231 = sums_3[1U][3U];
-    Place_0 _S232 = place_8;
-    write_0(&_S231, 16.0f, result_3, &_S232, _S212, _S207, thread_1);
+    (&place_8)->row_3 = _S225;
+    (&place_8)->column_2 = _S222;
+    (&place_8)->rows_3 = _S187;
+    (&place_8)->columns_1 = _S190;
+    (&place_8)->offset_2 = _S211;
+    (&place_8)->stride_0 = _S212;
+    Sums_0 _S232 = sums_3[1U][3U];
+    Place_0 _S233 = place_8;
+    write_0(&_S232, 16.0f, result_3, &_S233, _S213, _S208, thread_1);
     Place_0 place_9;
-    uint _S233 = _S208 + 32U;
-    (&place_9)->row_3 = _S233;
-    (&place_9)->column_2 = _S209;
-    (&place_9)->rows_3 = _S186;
-    (&place_9)->columns_1 = _S189;
-    (&place_9)->offset_2 = _S210;
-    (&place_9)->stride_0 = _S211;
-    Sums_0 _S234 = sums_3[2U][0U];
-    Place_0 _S235 = place_9;
-    write_0(&_S234, 16.0f, result_3, &_S235, _S212, _S207, thread_1);
+    uint _S234 = _S209 + 32U;
+    (&place_9)->row_3 = _S234;
+    (&place_9)->column_2 = _S210;
+    (&place_9)->rows_3 = _S187;
+    (&place_9)->columns_1 = _S190;
+    (&place_9)->offset_2 = _S211;
+    (&place_9)->stride_0 = _S212;
+    Sums_0 _S235 = sums_3[2U][0U];
+    Place_0 _S236 = place_9;
+    write_0(&_S235, 16.0f, result_3, &_S236, _S213, _S208, thread_1);
     Place_0 place_10;
-    (&place_10)->row_3 = _S233;
-    (&place_10)->column_2 = _S215;
-    (&place_10)->rows_3 = _S186;
-    (&place_10)->columns_1 = _S189;
-    (&place_10)->offset_2 = _S210;
-    (&place_10)->stride_0 = _S211;
-    Sums_0 _S236 = sums_3[2U][1U];
-    Place_0 _S237 = place_10;
-    write_0(&_S236, 16.0f, result_3, &_S237, _S212, _S207, thread_1);
+    (&place_10)->row_3 = _S234;
+    (&place_10)->column_2 = _S216;
+    (&place_10)->rows_3 = _S187;
+    (&place_10)->columns_1 = _S190;
+    (&place_10)->offset_2 = _S211;
+    (&place_10)->stride_0 = _S212;
+    Sums_0 _S237 = sums_3[2U][1U];
+    Place_0 _S238 = place_10;
+    write_0(&_S237, 16.0f, result_3, &_S238, _S213, _S208, thread_1);
     Place_0 place_11;
-    (&place_11)->row_3 = _S233;
-    (&place_11)->column_2 = _S218;
-    (&place_11)->rows_3 = _S186;
-    (&place_11)->columns_1 = _S189;
-    (&place_11)->offset_2 = _S210;
-    (&place_11)->stride_0 = _S211;
-    Sums_0 _S238 = sums_3[2U][2U];
-    Place_0 _S239 = place_11;
-    write_0(&_S238, 16.0f, result_3, &_S239, _S212, _S207, thread_1);
+    (&place_11)->row_3 = _S234;
+    (&place_11)->column_2 = _S219;
+    (&place_11)->rows_3 = _S187;
+    (&place_11)->columns_1 = _S190;
+    (&place_11)->offset_2 = _S211;
+    (&place_11)->stride_0 = _S212;
+    Sums_0 _S239 = sums_3[2U][2U];
+    Place_0 _S240 = place_11;
+    write_0(&_S239, 16.0f, result_3, &_S240, _S213, _S208, thread_1);
     Place_0 place_12;
-    (&place_12)->row_3 = _S233;
-    (&place_12)->column_2 = _S221;
-    (&place_12)->rows_3 = _S186;
-    (&place_12)->columns_1 = _S189;
-    (&place_12)->offset_2 = _S210;
-    (&place_12)->stride_0 = _S211;
-    Sums_0 _S240 = sums_3[2U][3U];
-    Place_0 _S241 = place_12;
-    write_0(&_S240, 16.0f, result_3, &_S241, _S212, _S207, thread_1);
+    (&place_12)->row_3 = _S234;
+    (&place_12)->column_2 = _S222;
+    (&place_12)->rows_3 = _S187;
+    (&place_12)->columns_1 = _S190;
+    (&place_12)->offset_2 = _S211;
+    (&place_12)->stride_0 = _S212;
+    Sums_0 _S241 = sums_3[2U][3U];
+    Place_0 _S242 = place_12;
+    write_0(&_S241, 16.0f, result_3, &_S242, _S213, _S208, thread_1);
     Place_0 place_13;
-    uint _S242 = _S208 + 48U;
-    (&place_13)->row_3 = _S242;
-    (&place_13)->column_2 = _S209;
-    (&place_13)->rows_3 = _S186;
-    (&place_13)->columns_1 = _S189;
-    (&place_13)->offset_2 = _S210;
-    (&place_13)->stride_0 = _S211;
-    Sums_0 _S243 = sums_3[3U][0U];
-    Place_0 _S244 = place_13;
-    write_0(&_S243, 16.0f, result_3, &_S244, _S212, _S207, thread_1);
+    uint _S243 = _S209 + 48U;
+    (&place_13)->row_3 = _S243;
+    (&place_13)->column_2 = _S210;
+    (&place_13)->rows_3 = _S187;
+    (&place_13)->columns_1 = _S190;
+    (&place_13)->offset_2 = _S211;
+    (&place_13)->stride_0 = _S212;
+    Sums_0 _S244 = sums_3[3U][0U];
+    Place_0 _S245 = place_13;
+    write_0(&_S244, 16.0f, result_3, &_S245, _S213, _S208, thread_1);
     Place_0 place_14;
-    (&place_14)->row_3 = _S242;
-    (&place_14)->column_2 = _S215;
-    (&place_14)->rows_3 = _S186;
-    (&place_14)->columns_1 = _S189;
-    (&place_14)->offset_2 = _S210;
-    (&place_14)->stride_0 = _S211;
-    Sums_0 _S245 = sums_3[3U][1U];
-    Place_0 _S246 = place_14;
-    write_0(&_S245, 16.0f, result_3, &_S246, _S212, _S207, thread_1);
+    (&place_14)->row_3 = _S243;
+    (&place_14)->column_2 = _S216;
+    (&place_14)->rows_3 = _S187;
+    (&place_14)->columns_1 = _S190;
+    (&place_14)->offset_2 = _S211;
+    (&place_14)->stride_0 = _S212;
+    Sums_0 _S246 = sums_3[3U][1U];
+    Place_0 _S247 = place_14;
+    write_0(&_S246, 16.0f, result_3, &_S247, _S213, _S208, thread_1);
     Place_0 place_15;
-    (&place_15)->row_3 = _S242;
-    (&place_15)->column_2 = _S218;
-    (&place_15)->rows_3 = _S186;
-    (&place_15)->columns_1 = _S189;
-    (&place_15)->offset_2 = _S210;
-    (&place_15)->stride_0 = _S211;
-    Sums_0 _S247 = sums_3[3U][2U];
-    Place_0 _S248 = place_15;
-    write_0(&_S247, 16.0f, result_3, &_S248, _S212, _S207, thread_1);
+    (&place_15)->row_3 = _S243;
+    (&place_15)->column_2 = _S219;
+    (&place_15)->rows_3 = _S187;
+    (&place_15)->columns_1 = _S190;
+    (&place_15)->offset_2 = _S211;
+    (&place_15)->stride_0 = _S212;
+    Sums_0 _S248 = sums_3[3U][2U];
+    Place_0 _S249 = place_15;
+    write_0(&_S248, 16.0f, result_3, &_S249, _S213, _S208, thread_1);
     Place_0 place_16;
-    (&place_16)->row_3 = _S242;
-    (&place_16)->column_2 = _S221;
-    (&place_16)->rows_3 = _S186;
-    (&place_16)->columns_1 = _S189;
-    (&place_16)->offset_2 = _S210;
-    (&place_16)->stride_0 = _S211;
-    Sums_0 _S249 = sums_3[3U][3U];
-    Place_0 _S250 = place_16;
-    write_0(&_S249, 16.0f, result_3, &_S250, _S212, _S207, thread_1);
+    (&place_16)->row_3 = _S243;
+    (&place_16)->column_2 = _S222;
+    (&place_16)->rows_3 = _S187;
+    (&place_16)->columns_1 = _S190;
+    (&place_16)->offset_2 = _S211;
+    (&place_16)->stride_0 = _S212;
+    Sums_0 _S250 = sums_3[3U][3U];
+    Place_0 _S251 = place_16;
+    write_0(&_S250, 16.0f, result_3, &_S251, _S213, _S208, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_f16(StructuredBuffer<float4 > x_5, StructuredBuffer<uint4 > weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S251 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S252 = p_2;
-    gemm_0(blockIdx, _S251, x_5, weight_2, result_4, batch_2, &_S252);
+    uint _S252 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S253 = p_2;
+    gemm_0(blockIdx, _S252, x_5, weight_2, result_4, batch_2, &_S253);
     return;
 }

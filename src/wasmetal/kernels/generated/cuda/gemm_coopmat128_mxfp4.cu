@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
@@ -107,27 +113,27 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = (row_0 + 64U) * 5U;
-    uint _S15 = _S14 + eight_0;
-    uint4  _S16 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
-    put_0(_S15, _S16);
-    uint _S17 = (row_0 + 96U) * 5U;
-    uint _S18 = _S17 + eight_0;
-    uint4  _S19 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
-    put_0(_S18, _S19);
-    uint _S20 = 8U * eight_0;
-    put_0(640U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S20));
-    put_0(640U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S20));
-    put_0(640U + _S14 + eight_0, Others_decode_0(this_0->right_0[2U], _S20));
-    put_0(640U + _S17 + eight_0, Others_decode_0(this_0->right_0[3U], _S20));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = (row_0 + 64U) * 5U;
+    uint _S16 = _S15 + eight_0;
+    uint4  _S17 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
+    put_0(_S16, _S17);
+    uint _S18 = (row_0 + 96U) * 5U;
+    uint _S19 = _S18 + eight_0;
+    uint4  _S20 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
+    put_0(_S19, _S20);
+    uint _S21 = 8U * eight_0;
+    put_0(640U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S21));
+    put_0(640U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S21));
+    put_0(640U + _S15 + eight_0, Others_decode_0(this_0->right_0[2U], _S21));
+    put_0(640U + _S18 + eight_0, Others_decode_0(this_0->right_0[3U], _S21));
     return;
 }
 
@@ -158,124 +164,124 @@ struct Operands_0
 
 __device__ uint word_at_byte_0(StructuredBuffer<uint> words_0, uint offset_0, uint byte_0)
 {
-    uint _S21 = offset_0 + byte_0 / 4U;
-    uint _S22 = byte_0 % 4U * 8U;
-    uint _S23;
-    if(_S22 == 0U)
+    uint _S22 = offset_0 + byte_0 / 4U;
+    uint _S23 = byte_0 % 4U * 8U;
+    uint _S24;
+    if(_S23 == 0U)
     {
-        uint _S24 = __ldg((&(words_0)[_S21]));
-        _S23 = _S24;
+        uint _S25 = __ldg((&(words_0)[_S22]));
+        _S24 = _S25;
     }
     else
     {
-        uint _S25 = __ldg((&(words_0)[_S21]));
-        uint _S26 = _S25 >> _S22;
-        uint _S27 = __ldg((&(words_0)[_S21 + 1U]));
-        _S23 = _S26 | (_S27 << (32U - _S22));
+        uint _S26 = __ldg((&(words_0)[_S22]));
+        uint _S27 = _S26 >> _S23;
+        uint _S28 = __ldg((&(words_0)[_S22 + 1U]));
+        _S24 = _S27 | (_S28 << (32U - _S23));
     }
-    return _S23;
+    return _S24;
 }
 
 __device__ float fp4_scale_0(StructuredBuffer<uint> words_1, uint offset_1, uint byte_1)
 {
-    uint _S28 = __ldg((&(words_1)[offset_1 + byte_1 / 4U]));
-    uint _S29 = (_S28 >> (byte_1 % 4U * 8U)) & 255U;
-    uint _S30;
-    if(_S29 < 2U)
+    uint _S29 = __ldg((&(words_1)[offset_1 + byte_1 / 4U]));
+    uint _S30 = (_S29 >> (byte_1 % 4U * 8U)) & 255U;
+    uint _S31;
+    if(_S30 < 2U)
     {
-        _S30 = uint(int(2097152) << _S29);
+        _S31 = uint(int(2097152) << _S30);
     }
     else
     {
-        _S30 = (_S29 - 1U) << int(23);
+        _S31 = (_S30 - 1U) << int(23);
     }
-    return (U32_asfloat((_S30)));
+    return (U32_asfloat((_S31)));
 }
 
 __device__ float4  doubled_fp4_0(uint word_0)
 {
-    uint4  _S31 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24));
-    uint4  _S32 = _S31 % make_uint4 (8U);
-    uint4  _S33 = (make_uint4 (3362009616U) >> (_S32 * make_uint4 (4U))) & make_uint4 (15U);
-    int4  _S34 = make_int4 ((int)_S33.x, (int)_S33.y, (int)_S33.z, (int)_S33.w);
-    uint4  _S35 = (_S31 >> make_uint4 (int(2))) & make_uint4 (2U);
-    int4  _S36 = make_int4 ((int)_S35.x, (int)_S35.y, (int)_S35.z, (int)_S35.w);
-    int4  _S37 = _S34 * (make_int4 (int(1)) - _S36);
-    float4  _S38 = make_float4 ((float)_S37.x, (float)_S37.y, (float)_S37.z, (float)_S37.w);
-    return _S38;
+    uint4  _S32 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24));
+    uint4  _S33 = _S32 % make_uint4 (8U);
+    uint4  _S34 = (make_uint4 (3362009616U) >> (_S33 * make_uint4 (4U))) & make_uint4 (15U);
+    int4  _S35 = make_int4 ((int)_S34.x, (int)_S34.y, (int)_S34.z, (int)_S34.w);
+    uint4  _S36 = (_S32 >> make_uint4 (int(2))) & make_uint4 (2U);
+    int4  _S37 = make_int4 ((int)_S36.x, (int)_S36.y, (int)_S36.z, (int)_S36.w);
+    int4  _S38 = _S35 * (make_int4 (int(1)) - _S37);
+    float4  _S39 = make_float4 ((float)_S38.x, (float)_S38.y, (float)_S38.z, (float)_S38.w);
+    return _S39;
 }
 
 __device__ float4  MXFP4_four_0(StructuredBuffer<uint> words_2, uint offset_2, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S39 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 17U;
-    return make_float4 (fp4_scale_0(words_2, offset_2, _S39)) * doubled_fp4_0((word_at_byte_0(words_2, offset_2, _S39 + 1U + column_1 % 16U)) >> (column_1 % 32U / 16U * 4U));
+    uint _S40 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 17U;
+    return make_float4 (fp4_scale_0(words_2, offset_2, _S40)) * doubled_fp4_0((word_at_byte_0(words_2, offset_2, _S40 + 1U + column_1 % 16U)) >> (column_1 % 32U / 16U * 4U));
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S40 = eight_halves_0(MXFP4_four_0(words_3, offset_3, columns_1, row_2, column_2), MXFP4_four_0(words_3, offset_3, columns_1, row_2, column_2 + 4U));
-    return _S40;
+    uint4  _S41 = eight_halves_0(MXFP4_four_0(words_3, offset_3, columns_1, row_2, column_2), MXFP4_four_0(words_3, offset_3, columns_1, row_2, column_2 + 4U));
+    return _S41;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S41 = (&this_1->p_0)->x_offset_0;
-    uint _S42 = this_1->top_0 + row_3;
-    uint _S43 = this_1->rows_1 - 1U;
-    uint _S44 = (&this_1->p_0)->x_stride_0;
-    uint _S45 = 2U * eight_1;
-    uint _S46 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S42), (_S43))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S45;
+    uint _S42 = (&this_1->p_0)->x_offset_0;
+    uint _S43 = this_1->top_0 + row_3;
+    uint _S44 = this_1->rows_1 - 1U;
+    uint _S45 = (&this_1->p_0)->x_stride_0;
+    uint _S46 = 2U * eight_1;
+    uint _S47 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S43), (_S44))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S46;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S47 = this_1->x_3;
-    float4  _S48 = __ldg((&(this_1->x_3)[_S46]));
-    float4  _S49 = __ldg((&(_S47)[_S46 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S48;
-    (&parts_0)->left_0[0U][int(1)] = _S49;
-    uint _S50 = (_S41 + (U32_min((_S42 + 32U), (_S43))) * _S44 + begin_0) / 4U + _S45;
-    float4  _S51 = __ldg((&(_S47)[_S50]));
-    float4  _S52 = __ldg((&(_S47)[_S50 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S51;
-    (&parts_0)->left_0[1U][int(1)] = _S52;
-    uint _S53 = (_S41 + (U32_min((_S42 + 64U), (_S43))) * _S44 + begin_0) / 4U + _S45;
-    float4  _S54 = __ldg((&(_S47)[_S53]));
-    float4  _S55 = __ldg((&(_S47)[_S53 + 1U]));
-    (&parts_0)->left_0[2U][int(0)] = _S54;
-    (&parts_0)->left_0[2U][int(1)] = _S55;
-    uint _S56 = (_S41 + (U32_min((_S42 + 96U), (_S43))) * _S44 + begin_0) / 4U + _S45;
-    float4  _S57 = __ldg((&(_S47)[_S56]));
-    float4  _S58 = __ldg((&(_S47)[_S56 + 1U]));
-    (&parts_0)->left_0[3U][int(0)] = _S57;
-    (&parts_0)->left_0[3U][int(1)] = _S58;
-    uint _S59 = this_1->side_0 + row_3;
-    uint _S60 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S61 = this_1->weight_0;
-    uint _S62 = (&this_1->p_0)->weight_offset_0;
-    uint _S63 = (&this_1->p_0)->k_0;
-    uint _S64 = begin_0 + 8U * eight_1;
-    uint4  _S65 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S59), (_S60))), _S64);
-    (&parts_0)->right_0[0U] = _S65;
-    uint4  _S66 = Others_fetch_0(_S61, _S62, _S63, (U32_min((_S59 + 32U), (_S60))), _S64);
-    (&parts_0)->right_0[1U] = _S66;
-    uint4  _S67 = Others_fetch_0(_S61, _S62, _S63, (U32_min((_S59 + 64U), (_S60))), _S64);
-    (&parts_0)->right_0[2U] = _S67;
-    uint4  _S68 = Others_fetch_0(_S61, _S62, _S63, (U32_min((_S59 + 96U), (_S60))), _S64);
-    (&parts_0)->right_0[3U] = _S68;
+    StructuredBuffer<float4 > _S48 = this_1->x_3;
+    float4  _S49 = __ldg((&(this_1->x_3)[_S47]));
+    float4  _S50 = __ldg((&(_S48)[_S47 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S49;
+    (&parts_0)->left_0[0U][int(1)] = _S50;
+    uint _S51 = (_S42 + (U32_min((_S43 + 32U), (_S44))) * _S45 + begin_0) / 4U + _S46;
+    float4  _S52 = __ldg((&(_S48)[_S51]));
+    float4  _S53 = __ldg((&(_S48)[_S51 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S52;
+    (&parts_0)->left_0[1U][int(1)] = _S53;
+    uint _S54 = (_S42 + (U32_min((_S43 + 64U), (_S44))) * _S45 + begin_0) / 4U + _S46;
+    float4  _S55 = __ldg((&(_S48)[_S54]));
+    float4  _S56 = __ldg((&(_S48)[_S54 + 1U]));
+    (&parts_0)->left_0[2U][int(0)] = _S55;
+    (&parts_0)->left_0[2U][int(1)] = _S56;
+    uint _S57 = (_S42 + (U32_min((_S43 + 96U), (_S44))) * _S45 + begin_0) / 4U + _S46;
+    float4  _S58 = __ldg((&(_S48)[_S57]));
+    float4  _S59 = __ldg((&(_S48)[_S57 + 1U]));
+    (&parts_0)->left_0[3U][int(0)] = _S58;
+    (&parts_0)->left_0[3U][int(1)] = _S59;
+    uint _S60 = this_1->side_0 + row_3;
+    uint _S61 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S62 = this_1->weight_0;
+    uint _S63 = (&this_1->p_0)->weight_offset_0;
+    uint _S64 = (&this_1->p_0)->k_0;
+    uint _S65 = begin_0 + 8U * eight_1;
+    uint4  _S66 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S60), (_S61))), _S65);
+    (&parts_0)->right_0[0U] = _S66;
+    uint4  _S67 = Others_fetch_0(_S62, _S63, _S64, (U32_min((_S60 + 32U), (_S61))), _S65);
+    (&parts_0)->right_0[1U] = _S67;
+    uint4  _S68 = Others_fetch_0(_S62, _S63, _S64, (U32_min((_S60 + 64U), (_S61))), _S65);
+    (&parts_0)->right_0[2U] = _S68;
+    uint4  _S69 = Others_fetch_0(_S62, _S63, _S64, (U32_min((_S60 + 96U), (_S61))), _S65);
+    (&parts_0)->right_0[3U] = _S69;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_0, uint rows_2)
 {
-    uint _S69;
+    uint _S70;
     if(offset_4 == 4294967295U)
     {
-        _S69 = rows_2;
+        _S70 = rows_2;
     }
     else
     {
-        uint _S70 = __ldg((&(batch_0)[offset_4]));
-        _S69 = (U32_min(((U32_max((_S70), (first_0))) - first_0), (rows_2)));
+        uint _S71 = __ldg((&(batch_0)[offset_4]));
+        _S70 = (U32_min(((U32_max((_S71), (first_0))) - first_0), (rows_2)));
     }
-    return _S69;
+    return _S70;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -290,177 +296,177 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_1)
 {
-    Sums_0 _S71;
-    (&_S71)->halves_0 = *halves_1;
-    return _S71;
+    Sums_0 _S72;
+    (&_S72)->halves_0 = *halves_1;
+    return _S72;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S72 = make_int4 (int(0));
-    float4  _S73 = make_float4 ((float)_S72.x, (float)_S72.y, (float)_S72.z, (float)_S72.w);
-    FixedArray<float4 , 2>  _S74;
-    _S74[int(0)] = _S73;
-    _S74[int(1)] = _S73;
-    Sums_0 _S75 = Sums_x24init_0(&_S74);
-    return _S75;
+    int4  _S73 = make_int4 (int(0));
+    float4  _S74 = make_float4 ((float)_S73.x, (float)_S73.y, (float)_S73.z, (float)_S73.w);
+    FixedArray<float4 , 2>  _S75;
+    _S75[int(0)] = _S74;
+    _S75[int(1)] = _S74;
+    Sums_0 _S76 = Sums_x24init_0(&_S75);
+    return _S76;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S76;
+    uint4  _S77 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S77;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S77 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S77;
+    uint4  _S78 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S78;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S78 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
-    float4  _S79 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
-    FixedArray<float4 , 2>  _S80;
-    _S80[int(0)] = _S78;
-    _S80[int(1)] = _S79;
-    Sums_0 _S81 = Sums_x24init_0(&_S80);
-    return _S81;
+    float4  _S79 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
+    float4  _S80 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
+    FixedArray<float4 , 2>  _S81;
+    _S81[int(0)] = _S79;
+    _S81[int(1)] = _S80;
+    Sums_0 _S82 = Sums_x24init_0(&_S81);
+    return _S82;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S82 = 640U + across_0 * 5U;
-    uint4  _S83 = load_right_0(_S82, lane_2);
-    right_2[0U] = _S83;
-    uint _S84 = 640U + (across_0 + 16U) * 5U;
-    uint4  _S85 = load_right_0(_S84, lane_2);
-    right_2[1U] = _S85;
-    uint _S86 = 640U + (across_0 + 32U) * 5U;
-    uint4  _S87 = load_right_0(_S86, lane_2);
-    right_2[2U] = _S87;
-    uint _S88 = 640U + (across_0 + 48U) * 5U;
-    uint4  _S89 = load_right_0(_S88, lane_2);
-    right_2[3U] = _S89;
-    uint _S90 = down_0 * 5U;
-    uint4  _S91 = load_left_0(_S90, lane_2);
-    Sums_0 _S92 = (*sums_1)[0U][0U];
-    Sums_0 _S93 = multiply_add_0(_S91, _S83, &_S92);
-    (*sums_1)[0U][0U] = _S93;
-    Sums_0 _S94 = (*sums_1)[0U][1U];
-    Sums_0 _S95 = multiply_add_0(_S91, _S85, &_S94);
-    (*sums_1)[0U][1U] = _S95;
-    Sums_0 _S96 = (*sums_1)[0U][2U];
-    Sums_0 _S97 = multiply_add_0(_S91, _S87, &_S96);
-    (*sums_1)[0U][2U] = _S97;
-    Sums_0 _S98 = (*sums_1)[0U][3U];
-    Sums_0 _S99 = multiply_add_0(_S91, _S89, &_S98);
-    (*sums_1)[0U][3U] = _S99;
-    uint _S100 = (down_0 + 16U) * 5U;
-    uint4  _S101 = load_left_0(_S100, lane_2);
-    Sums_0 _S102 = (*sums_1)[1U][0U];
-    Sums_0 _S103 = multiply_add_0(_S101, _S83, &_S102);
-    (*sums_1)[1U][0U] = _S103;
-    Sums_0 _S104 = (*sums_1)[1U][1U];
-    Sums_0 _S105 = multiply_add_0(_S101, _S85, &_S104);
-    (*sums_1)[1U][1U] = _S105;
-    Sums_0 _S106 = (*sums_1)[1U][2U];
-    Sums_0 _S107 = multiply_add_0(_S101, _S87, &_S106);
-    (*sums_1)[1U][2U] = _S107;
-    Sums_0 _S108 = (*sums_1)[1U][3U];
-    Sums_0 _S109 = multiply_add_0(_S101, _S89, &_S108);
-    (*sums_1)[1U][3U] = _S109;
-    uint _S110 = (down_0 + 32U) * 5U;
-    uint4  _S111 = load_left_0(_S110, lane_2);
-    Sums_0 _S112 = (*sums_1)[2U][0U];
-    Sums_0 _S113 = multiply_add_0(_S111, _S83, &_S112);
-    (*sums_1)[2U][0U] = _S113;
-    Sums_0 _S114 = (*sums_1)[2U][1U];
-    Sums_0 _S115 = multiply_add_0(_S111, _S85, &_S114);
-    (*sums_1)[2U][1U] = _S115;
-    Sums_0 _S116 = (*sums_1)[2U][2U];
-    Sums_0 _S117 = multiply_add_0(_S111, _S87, &_S116);
-    (*sums_1)[2U][2U] = _S117;
-    Sums_0 _S118 = (*sums_1)[2U][3U];
-    Sums_0 _S119 = multiply_add_0(_S111, _S89, &_S118);
-    (*sums_1)[2U][3U] = _S119;
-    uint _S120 = (down_0 + 48U) * 5U;
-    uint4  _S121 = load_left_0(_S120, lane_2);
-    Sums_0 _S122 = (*sums_1)[3U][0U];
-    Sums_0 _S123 = multiply_add_0(_S121, _S83, &_S122);
-    (*sums_1)[3U][0U] = _S123;
-    Sums_0 _S124 = (*sums_1)[3U][1U];
-    Sums_0 _S125 = multiply_add_0(_S121, _S85, &_S124);
-    (*sums_1)[3U][1U] = _S125;
-    Sums_0 _S126 = (*sums_1)[3U][2U];
-    Sums_0 _S127 = multiply_add_0(_S121, _S87, &_S126);
-    (*sums_1)[3U][2U] = _S127;
-    Sums_0 _S128 = (*sums_1)[3U][3U];
-    Sums_0 _S129 = multiply_add_0(_S121, _S89, &_S128);
-    (*sums_1)[3U][3U] = _S129;
+    uint _S83 = 640U + across_0 * 5U;
+    uint4  _S84 = load_right_0(_S83, lane_2);
+    right_2[0U] = _S84;
+    uint _S85 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S86 = load_right_0(_S85, lane_2);
+    right_2[1U] = _S86;
+    uint _S87 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S88 = load_right_0(_S87, lane_2);
+    right_2[2U] = _S88;
+    uint _S89 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S90 = load_right_0(_S89, lane_2);
+    right_2[3U] = _S90;
+    uint _S91 = down_0 * 5U;
+    uint4  _S92 = load_left_0(_S91, lane_2);
+    Sums_0 _S93 = (*sums_1)[0U][0U];
+    Sums_0 _S94 = multiply_add_0(_S92, _S84, &_S93);
+    (*sums_1)[0U][0U] = _S94;
+    Sums_0 _S95 = (*sums_1)[0U][1U];
+    Sums_0 _S96 = multiply_add_0(_S92, _S86, &_S95);
+    (*sums_1)[0U][1U] = _S96;
+    Sums_0 _S97 = (*sums_1)[0U][2U];
+    Sums_0 _S98 = multiply_add_0(_S92, _S88, &_S97);
+    (*sums_1)[0U][2U] = _S98;
+    Sums_0 _S99 = (*sums_1)[0U][3U];
+    Sums_0 _S100 = multiply_add_0(_S92, _S90, &_S99);
+    (*sums_1)[0U][3U] = _S100;
+    uint _S101 = (down_0 + 16U) * 5U;
+    uint4  _S102 = load_left_0(_S101, lane_2);
+    Sums_0 _S103 = (*sums_1)[1U][0U];
+    Sums_0 _S104 = multiply_add_0(_S102, _S84, &_S103);
+    (*sums_1)[1U][0U] = _S104;
+    Sums_0 _S105 = (*sums_1)[1U][1U];
+    Sums_0 _S106 = multiply_add_0(_S102, _S86, &_S105);
+    (*sums_1)[1U][1U] = _S106;
+    Sums_0 _S107 = (*sums_1)[1U][2U];
+    Sums_0 _S108 = multiply_add_0(_S102, _S88, &_S107);
+    (*sums_1)[1U][2U] = _S108;
+    Sums_0 _S109 = (*sums_1)[1U][3U];
+    Sums_0 _S110 = multiply_add_0(_S102, _S90, &_S109);
+    (*sums_1)[1U][3U] = _S110;
+    uint _S111 = (down_0 + 32U) * 5U;
+    uint4  _S112 = load_left_0(_S111, lane_2);
+    Sums_0 _S113 = (*sums_1)[2U][0U];
+    Sums_0 _S114 = multiply_add_0(_S112, _S84, &_S113);
+    (*sums_1)[2U][0U] = _S114;
+    Sums_0 _S115 = (*sums_1)[2U][1U];
+    Sums_0 _S116 = multiply_add_0(_S112, _S86, &_S115);
+    (*sums_1)[2U][1U] = _S116;
+    Sums_0 _S117 = (*sums_1)[2U][2U];
+    Sums_0 _S118 = multiply_add_0(_S112, _S88, &_S117);
+    (*sums_1)[2U][2U] = _S118;
+    Sums_0 _S119 = (*sums_1)[2U][3U];
+    Sums_0 _S120 = multiply_add_0(_S112, _S90, &_S119);
+    (*sums_1)[2U][3U] = _S120;
+    uint _S121 = (down_0 + 48U) * 5U;
+    uint4  _S122 = load_left_0(_S121, lane_2);
+    Sums_0 _S123 = (*sums_1)[3U][0U];
+    Sums_0 _S124 = multiply_add_0(_S122, _S84, &_S123);
+    (*sums_1)[3U][0U] = _S124;
+    Sums_0 _S125 = (*sums_1)[3U][1U];
+    Sums_0 _S126 = multiply_add_0(_S122, _S86, &_S125);
+    (*sums_1)[3U][1U] = _S126;
+    Sums_0 _S127 = (*sums_1)[3U][2U];
+    Sums_0 _S128 = multiply_add_0(_S122, _S88, &_S127);
+    (*sums_1)[3U][2U] = _S128;
+    Sums_0 _S129 = (*sums_1)[3U][3U];
+    Sums_0 _S130 = multiply_add_0(_S122, _S90, &_S129);
+    (*sums_1)[3U][3U] = _S130;
     FixedArray<uint4 , 4>  right_3;
-    uint4  _S130 = load_right_0(_S82 + 2U, lane_2);
-    right_3[0U] = _S130;
-    uint4  _S131 = load_right_0(_S84 + 2U, lane_2);
-    right_3[1U] = _S131;
-    uint4  _S132 = load_right_0(_S86 + 2U, lane_2);
-    right_3[2U] = _S132;
-    uint4  _S133 = load_right_0(_S88 + 2U, lane_2);
-    right_3[3U] = _S133;
-    uint4  _S134 = load_left_0(_S90 + 2U, lane_2);
-    Sums_0 _S135 = (*sums_1)[0U][0U];
-    Sums_0 _S136 = multiply_add_0(_S134, _S130, &_S135);
-    (*sums_1)[0U][0U] = _S136;
-    Sums_0 _S137 = (*sums_1)[0U][1U];
-    Sums_0 _S138 = multiply_add_0(_S134, _S131, &_S137);
-    (*sums_1)[0U][1U] = _S138;
-    Sums_0 _S139 = (*sums_1)[0U][2U];
-    Sums_0 _S140 = multiply_add_0(_S134, _S132, &_S139);
-    (*sums_1)[0U][2U] = _S140;
-    Sums_0 _S141 = (*sums_1)[0U][3U];
-    Sums_0 _S142 = multiply_add_0(_S134, _S133, &_S141);
-    (*sums_1)[0U][3U] = _S142;
-    uint4  _S143 = load_left_0(_S100 + 2U, lane_2);
-    Sums_0 _S144 = (*sums_1)[1U][0U];
-    Sums_0 _S145 = multiply_add_0(_S143, _S130, &_S144);
-    (*sums_1)[1U][0U] = _S145;
-    Sums_0 _S146 = (*sums_1)[1U][1U];
-    Sums_0 _S147 = multiply_add_0(_S143, _S131, &_S146);
-    (*sums_1)[1U][1U] = _S147;
-    Sums_0 _S148 = (*sums_1)[1U][2U];
-    Sums_0 _S149 = multiply_add_0(_S143, _S132, &_S148);
-    (*sums_1)[1U][2U] = _S149;
-    Sums_0 _S150 = (*sums_1)[1U][3U];
-    Sums_0 _S151 = multiply_add_0(_S143, _S133, &_S150);
-    (*sums_1)[1U][3U] = _S151;
-    uint4  _S152 = load_left_0(_S110 + 2U, lane_2);
-    Sums_0 _S153 = (*sums_1)[2U][0U];
-    Sums_0 _S154 = multiply_add_0(_S152, _S130, &_S153);
-    (*sums_1)[2U][0U] = _S154;
-    Sums_0 _S155 = (*sums_1)[2U][1U];
-    Sums_0 _S156 = multiply_add_0(_S152, _S131, &_S155);
-    (*sums_1)[2U][1U] = _S156;
-    Sums_0 _S157 = (*sums_1)[2U][2U];
-    Sums_0 _S158 = multiply_add_0(_S152, _S132, &_S157);
-    (*sums_1)[2U][2U] = _S158;
-    Sums_0 _S159 = (*sums_1)[2U][3U];
-    Sums_0 _S160 = multiply_add_0(_S152, _S133, &_S159);
-    (*sums_1)[2U][3U] = _S160;
-    uint4  _S161 = load_left_0(_S120 + 2U, lane_2);
-    Sums_0 _S162 = (*sums_1)[3U][0U];
-    Sums_0 _S163 = multiply_add_0(_S161, _S130, &_S162);
-    (*sums_1)[3U][0U] = _S163;
-    Sums_0 _S164 = (*sums_1)[3U][1U];
-    Sums_0 _S165 = multiply_add_0(_S161, _S131, &_S164);
-    (*sums_1)[3U][1U] = _S165;
-    Sums_0 _S166 = (*sums_1)[3U][2U];
-    Sums_0 _S167 = multiply_add_0(_S161, _S132, &_S166);
-    (*sums_1)[3U][2U] = _S167;
-    Sums_0 _S168 = (*sums_1)[3U][3U];
-    Sums_0 _S169 = multiply_add_0(_S161, _S133, &_S168);
-    (*sums_1)[3U][3U] = _S169;
+    uint4  _S131 = load_right_0(_S83 + 2U, lane_2);
+    right_3[0U] = _S131;
+    uint4  _S132 = load_right_0(_S85 + 2U, lane_2);
+    right_3[1U] = _S132;
+    uint4  _S133 = load_right_0(_S87 + 2U, lane_2);
+    right_3[2U] = _S133;
+    uint4  _S134 = load_right_0(_S89 + 2U, lane_2);
+    right_3[3U] = _S134;
+    uint4  _S135 = load_left_0(_S91 + 2U, lane_2);
+    Sums_0 _S136 = (*sums_1)[0U][0U];
+    Sums_0 _S137 = multiply_add_0(_S135, _S131, &_S136);
+    (*sums_1)[0U][0U] = _S137;
+    Sums_0 _S138 = (*sums_1)[0U][1U];
+    Sums_0 _S139 = multiply_add_0(_S135, _S132, &_S138);
+    (*sums_1)[0U][1U] = _S139;
+    Sums_0 _S140 = (*sums_1)[0U][2U];
+    Sums_0 _S141 = multiply_add_0(_S135, _S133, &_S140);
+    (*sums_1)[0U][2U] = _S141;
+    Sums_0 _S142 = (*sums_1)[0U][3U];
+    Sums_0 _S143 = multiply_add_0(_S135, _S134, &_S142);
+    (*sums_1)[0U][3U] = _S143;
+    uint4  _S144 = load_left_0(_S101 + 2U, lane_2);
+    Sums_0 _S145 = (*sums_1)[1U][0U];
+    Sums_0 _S146 = multiply_add_0(_S144, _S131, &_S145);
+    (*sums_1)[1U][0U] = _S146;
+    Sums_0 _S147 = (*sums_1)[1U][1U];
+    Sums_0 _S148 = multiply_add_0(_S144, _S132, &_S147);
+    (*sums_1)[1U][1U] = _S148;
+    Sums_0 _S149 = (*sums_1)[1U][2U];
+    Sums_0 _S150 = multiply_add_0(_S144, _S133, &_S149);
+    (*sums_1)[1U][2U] = _S150;
+    Sums_0 _S151 = (*sums_1)[1U][3U];
+    Sums_0 _S152 = multiply_add_0(_S144, _S134, &_S151);
+    (*sums_1)[1U][3U] = _S152;
+    uint4  _S153 = load_left_0(_S111 + 2U, lane_2);
+    Sums_0 _S154 = (*sums_1)[2U][0U];
+    Sums_0 _S155 = multiply_add_0(_S153, _S131, &_S154);
+    (*sums_1)[2U][0U] = _S155;
+    Sums_0 _S156 = (*sums_1)[2U][1U];
+    Sums_0 _S157 = multiply_add_0(_S153, _S132, &_S156);
+    (*sums_1)[2U][1U] = _S157;
+    Sums_0 _S158 = (*sums_1)[2U][2U];
+    Sums_0 _S159 = multiply_add_0(_S153, _S133, &_S158);
+    (*sums_1)[2U][2U] = _S159;
+    Sums_0 _S160 = (*sums_1)[2U][3U];
+    Sums_0 _S161 = multiply_add_0(_S153, _S134, &_S160);
+    (*sums_1)[2U][3U] = _S161;
+    uint4  _S162 = load_left_0(_S121 + 2U, lane_2);
+    Sums_0 _S163 = (*sums_1)[3U][0U];
+    Sums_0 _S164 = multiply_add_0(_S162, _S131, &_S163);
+    (*sums_1)[3U][0U] = _S164;
+    Sums_0 _S165 = (*sums_1)[3U][1U];
+    Sums_0 _S166 = multiply_add_0(_S162, _S132, &_S165);
+    (*sums_1)[3U][1U] = _S166;
+    Sums_0 _S167 = (*sums_1)[3U][2U];
+    Sums_0 _S168 = multiply_add_0(_S162, _S133, &_S167);
+    (*sums_1)[3U][2U] = _S168;
+    Sums_0 _S169 = (*sums_1)[3U][3U];
+    Sums_0 _S170 = multiply_add_0(_S162, _S134, &_S169);
+    (*sums_1)[3U][3U] = _S170;
     return;
 }
 
@@ -481,314 +487,314 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S170 = thread_0 % 32U;
-    uint _S171 = _S170 / 4U;
-    uint _S172 = _S170 % 4U * 2U;
-    bool _S173;
+    uint _S171 = thread_0 % 32U;
+    uint _S172 = _S171 / 4U;
+    uint _S173 = _S171 % 4U * 2U;
+    bool _S174;
     if(whole_0)
     {
-        _S173 = true;
+        _S174 = true;
     }
     else
     {
-        if((place_0->row_4 + _S171) < (place_0->rows_3))
+        if((place_0->row_4 + _S172) < (place_0->rows_3))
         {
-            _S173 = (place_0->column_3 + _S172) < (place_0->columns_2);
+            _S174 = (place_0->column_3 + _S173) < (place_0->columns_2);
         }
         else
         {
-            _S173 = false;
+            _S174 = false;
         }
     }
-    float _S174;
-    if(_S173)
+    float _S175;
+    if(_S174)
     {
-        uint _S175 = Place_at_0(place_0, _S171, _S172);
-        float _S176 = factor_0 * *&((&sums_2->halves_0[0U])->x);
-        float * _S177 = (&(result_2)[_S175]);
+        uint _S176 = Place_at_0(place_0, _S172, _S173);
+        float _S177 = factor_0 * *&((&sums_2->halves_0[0U])->x);
+        float * _S178 = (&(result_2)[_S176]);
         if(accumulate_1)
         {
-            _S174 = *(&(result_2)[_S175]) + _S176;
+            _S175 = *(&(result_2)[_S176]) + _S177;
         }
         else
         {
-            _S174 = _S176;
+            _S175 = _S177;
         }
-        *_S177 = _S174;
+        *_S178 = _S175;
     }
-    uint _S178 = _S170 / 4U;
-    uint _S179 = _S172 + 1U;
+    uint _S179 = _S171 / 4U;
+    uint _S180 = _S173 + 1U;
     if(whole_0)
     {
-        _S173 = true;
+        _S174 = true;
     }
     else
     {
-        if((place_0->row_4 + _S178) < (place_0->rows_3))
+        if((place_0->row_4 + _S179) < (place_0->rows_3))
         {
-            _S173 = (place_0->column_3 + _S179) < (place_0->columns_2);
+            _S174 = (place_0->column_3 + _S180) < (place_0->columns_2);
         }
         else
         {
-            _S173 = false;
+            _S174 = false;
         }
     }
-    if(_S173)
+    if(_S174)
     {
-        uint _S180 = Place_at_0(place_0, _S178, _S179);
-        float _S181 = factor_0 * *&((&sums_2->halves_0[0U])->y);
-        float * _S182 = (&(result_2)[_S180]);
+        uint _S181 = Place_at_0(place_0, _S179, _S180);
+        float _S182 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        float * _S183 = (&(result_2)[_S181]);
         if(accumulate_1)
         {
-            _S174 = *(&(result_2)[_S180]) + _S181;
+            _S175 = *(&(result_2)[_S181]) + _S182;
         }
         else
         {
-            _S174 = _S181;
+            _S175 = _S182;
         }
-        *_S182 = _S174;
+        *_S183 = _S175;
     }
-    uint _S183 = _S170 / 4U + 8U;
+    uint _S184 = _S171 / 4U + 8U;
     if(whole_0)
     {
-        _S173 = true;
+        _S174 = true;
     }
     else
     {
-        if((place_0->row_4 + _S183) < (place_0->rows_3))
+        if((place_0->row_4 + _S184) < (place_0->rows_3))
         {
-            _S173 = (place_0->column_3 + _S172) < (place_0->columns_2);
+            _S174 = (place_0->column_3 + _S173) < (place_0->columns_2);
         }
         else
         {
-            _S173 = false;
+            _S174 = false;
         }
     }
-    if(_S173)
+    if(_S174)
     {
-        uint _S184 = Place_at_0(place_0, _S183, _S172);
-        float _S185 = factor_0 * *&((&sums_2->halves_0[0U])->z);
-        float * _S186 = (&(result_2)[_S184]);
+        uint _S185 = Place_at_0(place_0, _S184, _S173);
+        float _S186 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        float * _S187 = (&(result_2)[_S185]);
         if(accumulate_1)
         {
-            _S174 = *(&(result_2)[_S184]) + _S185;
+            _S175 = *(&(result_2)[_S185]) + _S186;
         }
         else
         {
-            _S174 = _S185;
+            _S175 = _S186;
         }
-        *_S186 = _S174;
+        *_S187 = _S175;
     }
-    uint _S187 = _S170 / 4U + 8U;
+    uint _S188 = _S171 / 4U + 8U;
     if(whole_0)
     {
-        _S173 = true;
+        _S174 = true;
     }
     else
     {
-        if((place_0->row_4 + _S187) < (place_0->rows_3))
+        if((place_0->row_4 + _S188) < (place_0->rows_3))
         {
-            _S173 = (place_0->column_3 + _S179) < (place_0->columns_2);
+            _S174 = (place_0->column_3 + _S180) < (place_0->columns_2);
         }
         else
         {
-            _S173 = false;
+            _S174 = false;
         }
     }
-    if(_S173)
+    if(_S174)
     {
-        uint _S188 = Place_at_0(place_0, _S187, _S179);
-        float _S189 = factor_0 * *&((&sums_2->halves_0[0U])->w);
-        float * _S190 = (&(result_2)[_S188]);
+        uint _S189 = Place_at_0(place_0, _S188, _S180);
+        float _S190 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        float * _S191 = (&(result_2)[_S189]);
         if(accumulate_1)
         {
-            _S174 = *(&(result_2)[_S188]) + _S189;
+            _S175 = *(&(result_2)[_S189]) + _S190;
         }
         else
         {
-            _S174 = _S189;
+            _S175 = _S190;
         }
-        *_S190 = _S174;
+        *_S191 = _S175;
     }
-    uint _S191 = _S170 / 4U;
-    uint _S192 = 8U + _S172;
+    uint _S192 = _S171 / 4U;
+    uint _S193 = 8U + _S173;
     if(whole_0)
     {
-        _S173 = true;
+        _S174 = true;
     }
     else
     {
-        if((place_0->row_4 + _S191) < (place_0->rows_3))
+        if((place_0->row_4 + _S192) < (place_0->rows_3))
         {
-            _S173 = (place_0->column_3 + _S192) < (place_0->columns_2);
+            _S174 = (place_0->column_3 + _S193) < (place_0->columns_2);
         }
         else
         {
-            _S173 = false;
+            _S174 = false;
         }
     }
-    if(_S173)
+    if(_S174)
     {
-        uint _S193 = Place_at_0(place_0, _S191, _S192);
-        float _S194 = factor_0 * *&((&sums_2->halves_0[1U])->x);
-        float * _S195 = (&(result_2)[_S193]);
+        uint _S194 = Place_at_0(place_0, _S192, _S193);
+        float _S195 = factor_0 * *&((&sums_2->halves_0[1U])->x);
+        float * _S196 = (&(result_2)[_S194]);
         if(accumulate_1)
         {
-            _S174 = *(&(result_2)[_S193]) + _S194;
+            _S175 = *(&(result_2)[_S194]) + _S195;
         }
         else
         {
-            _S174 = _S194;
+            _S175 = _S195;
         }
-        *_S195 = _S174;
+        *_S196 = _S175;
     }
-    uint _S196 = _S170 / 4U;
-    uint _S197 = _S192 + 1U;
+    uint _S197 = _S171 / 4U;
+    uint _S198 = _S193 + 1U;
     if(whole_0)
     {
-        _S173 = true;
+        _S174 = true;
     }
     else
     {
-        if((place_0->row_4 + _S196) < (place_0->rows_3))
+        if((place_0->row_4 + _S197) < (place_0->rows_3))
         {
-            _S173 = (place_0->column_3 + _S197) < (place_0->columns_2);
+            _S174 = (place_0->column_3 + _S198) < (place_0->columns_2);
         }
         else
         {
-            _S173 = false;
+            _S174 = false;
         }
     }
-    if(_S173)
+    if(_S174)
     {
-        uint _S198 = Place_at_0(place_0, _S196, _S197);
-        float _S199 = factor_0 * *&((&sums_2->halves_0[1U])->y);
-        float * _S200 = (&(result_2)[_S198]);
+        uint _S199 = Place_at_0(place_0, _S197, _S198);
+        float _S200 = factor_0 * *&((&sums_2->halves_0[1U])->y);
+        float * _S201 = (&(result_2)[_S199]);
         if(accumulate_1)
         {
-            _S174 = *(&(result_2)[_S198]) + _S199;
+            _S175 = *(&(result_2)[_S199]) + _S200;
         }
         else
         {
-            _S174 = _S199;
+            _S175 = _S200;
         }
-        *_S200 = _S174;
+        *_S201 = _S175;
     }
-    uint _S201 = _S170 / 4U + 8U;
+    uint _S202 = _S171 / 4U + 8U;
     if(whole_0)
     {
-        _S173 = true;
+        _S174 = true;
     }
     else
     {
-        if((place_0->row_4 + _S201) < (place_0->rows_3))
+        if((place_0->row_4 + _S202) < (place_0->rows_3))
         {
-            _S173 = (place_0->column_3 + _S192) < (place_0->columns_2);
+            _S174 = (place_0->column_3 + _S193) < (place_0->columns_2);
         }
         else
         {
-            _S173 = false;
+            _S174 = false;
         }
     }
-    if(_S173)
+    if(_S174)
     {
-        uint _S202 = Place_at_0(place_0, _S201, _S192);
-        float _S203 = factor_0 * *&((&sums_2->halves_0[1U])->z);
-        float * _S204 = (&(result_2)[_S202]);
+        uint _S203 = Place_at_0(place_0, _S202, _S193);
+        float _S204 = factor_0 * *&((&sums_2->halves_0[1U])->z);
+        float * _S205 = (&(result_2)[_S203]);
         if(accumulate_1)
         {
-            _S174 = *(&(result_2)[_S202]) + _S203;
+            _S175 = *(&(result_2)[_S203]) + _S204;
         }
         else
         {
-            _S174 = _S203;
+            _S175 = _S204;
         }
-        *_S204 = _S174;
+        *_S205 = _S175;
     }
-    uint _S205 = _S170 / 4U + 8U;
+    uint _S206 = _S171 / 4U + 8U;
     if(whole_0)
     {
-        _S173 = true;
+        _S174 = true;
     }
     else
     {
-        if((place_0->row_4 + _S205) < (place_0->rows_3))
+        if((place_0->row_4 + _S206) < (place_0->rows_3))
         {
-            _S173 = (place_0->column_3 + _S197) < (place_0->columns_2);
+            _S174 = (place_0->column_3 + _S198) < (place_0->columns_2);
         }
         else
         {
-            _S173 = false;
+            _S174 = false;
         }
     }
-    if(_S173)
+    if(_S174)
     {
-        uint _S206 = Place_at_0(place_0, _S205, _S197);
-        float _S207 = factor_0 * *&((&sums_2->halves_0[1U])->w);
-        float * _S208 = (&(result_2)[_S206]);
+        uint _S207 = Place_at_0(place_0, _S206, _S198);
+        float _S208 = factor_0 * *&((&sums_2->halves_0[1U])->w);
+        float * _S209 = (&(result_2)[_S207]);
         if(accumulate_1)
         {
-            _S174 = *(&(result_2)[_S206]) + _S207;
+            _S175 = *(&(result_2)[_S207]) + _S208;
         }
         else
         {
-            _S174 = _S207;
+            _S175 = _S208;
         }
-        *_S208 = _S174;
+        *_S209 = _S175;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S209 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S210 = (_S209 + 128U - 1U) / 128U;
-    uint _S211 = group_number_0(group_1);
-    uint _S212 = p_1->n_0;
-    if(_S211 >= (_S210 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S210 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S211 = (_S210 + 128U - 1U) / 128U;
+    uint _S212 = group_number_0(group_1);
+    uint _S213 = p_1->n_0;
+    if(_S212 >= (_S211 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S213 = _S211 % _S210;
-    uint _S214 = _S213 * 128U;
-    uint _S215 = _S211 / _S210;
-    uint _S216 = _S215 * 128U;
-    uint _S217 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S218 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S219 = thread_1 / 4U;
-    uint _S220 = thread_1 % 4U;
+    uint _S214 = _S212 % _S211;
+    uint _S215 = _S214 * 128U;
+    uint _S216 = _S212 / _S211;
+    uint _S217 = _S216 * 128U;
+    uint _S218 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S219 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S220 = thread_1 / 4U;
+    uint _S221 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S214;
-    (&operands_0)->side_0 = _S216;
-    (&operands_0)->rows_1 = _S209;
+    (&operands_0)->top_0 = _S215;
+    (&operands_0)->side_0 = _S217;
+    (&operands_0)->rows_1 = _S210;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S221 = no_sums_0();
-    sums_3[0U][0U] = _S221;
-    sums_3[0U][1U] = _S221;
-    sums_3[0U][2U] = _S221;
-    sums_3[0U][3U] = _S221;
-    sums_3[1U][0U] = _S221;
-    sums_3[1U][1U] = _S221;
-    sums_3[1U][2U] = _S221;
-    sums_3[1U][3U] = _S221;
-    sums_3[2U][0U] = _S221;
-    sums_3[2U][1U] = _S221;
-    sums_3[2U][2U] = _S221;
-    sums_3[2U][3U] = _S221;
-    sums_3[3U][0U] = _S221;
-    sums_3[3U][1U] = _S221;
-    sums_3[3U][2U] = _S221;
-    sums_3[3U][3U] = _S221;
-    Operands_0 _S222 = operands_0;
-    Parts_0 _S223 = Operands_load_0(&_S222, 0U, _S219, _S220);
+    Sums_0 _S222 = no_sums_0();
+    sums_3[0U][0U] = _S222;
+    sums_3[0U][1U] = _S222;
+    sums_3[0U][2U] = _S222;
+    sums_3[0U][3U] = _S222;
+    sums_3[1U][0U] = _S222;
+    sums_3[1U][1U] = _S222;
+    sums_3[1U][2U] = _S222;
+    sums_3[1U][3U] = _S222;
+    sums_3[2U][0U] = _S222;
+    sums_3[2U][1U] = _S222;
+    sums_3[2U][2U] = _S222;
+    sums_3[2U][3U] = _S222;
+    sums_3[3U][0U] = _S222;
+    sums_3[3U][1U] = _S222;
+    sums_3[3U][2U] = _S222;
+    sums_3[3U][3U] = _S222;
+    Operands_0 _S223 = operands_0;
+    Parts_0 _S224 = Operands_load_0(&_S223, 0U, _S220, _S221);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S223;
+    Parts_0 parts_1 = _S224;
     for(;;)
     {
-        uint _S224 = p_1->k_0;
+        uint _S225 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -796,205 +802,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S225 = parts_1;
-        Parts_store_0(&_S225, _S219, _S220);
+        Parts_0 _S226 = parts_1;
+        Parts_store_0(&_S226, _S220, _S221);
         __syncthreads();
-        uint _S226 = begin_1 + 32U;
-        uint _S227 = (U32_min((_S226), (_S224 - 32U)));
-        Operands_0 _S228 = operands_0;
-        Parts_0 _S229 = Operands_load_0(&_S228, _S227, _S219, _S220);
-        multiply_0(&sums_3, _S217, _S218, thread_1 % 32U);
+        uint _S227 = begin_1 + 32U;
+        uint _S228 = (U32_min((_S227), (_S225 - 32U)));
+        Operands_0 _S229 = operands_0;
+        Parts_0 _S230 = Operands_load_0(&_S229, _S228, _S220, _S221);
+        multiply_0(&sums_3, _S218, _S219, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S226;
-        parts_1 = _S229;
+        begin_1 = _S227;
+        parts_1 = _S230;
     }
-    bool _S230;
-    if((_S214 + 128U) <= _S209)
+    bool _S231;
+    if((_S215 + 128U) <= _S210)
     {
-        _S230 = (_S216 + 128U) <= _S212;
+        _S231 = (_S217 + 128U) <= _S213;
     }
     else
     {
-        _S230 = false;
+        _S231 = false;
     }
     Place_0 place_1;
-    uint _S231 = _S214 + _S217;
-    (&place_1)->row_4 = _S231;
-    uint _S232 = _S216 + _S218;
-    (&place_1)->column_3 = _S232;
-    (&place_1)->rows_3 = _S209;
-    (&place_1)->columns_2 = _S212;
-    uint _S233 = p_1->out_offset_0;
+    uint _S232 = _S215 + _S218;
+    (&place_1)->row_4 = _S232;
+    uint _S233 = _S217 + _S219;
+    (&place_1)->column_3 = _S233;
+    (&place_1)->rows_3 = _S210;
+    (&place_1)->columns_2 = _S213;
+    uint _S234 = p_1->out_offset_0;
     (&place_1)->offset_5 = p_1->out_offset_0;
-    uint _S234 = p_1->out_stride_0;
+    uint _S235 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S235 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S236 = sums_3[0U][0U];
-    Place_0 _S237 = place_1;
-    write_0(&_S236, 16.0f, result_3, &_S237, _S235, _S230, thread_1);
+    bool _S236 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S237 = sums_3[0U][0U];
+    Place_0 _S238 = place_1;
+    write_0(&_S237, 16.0f, result_3, &_S238, _S236, _S231, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S231;
-    uint _S238 = _S232 + 16U;
-    (&place_2)->column_3 = _S238;
-    (&place_2)->rows_3 = _S209;
-    (&place_2)->columns_2 = _S212;
-    (&place_2)->offset_5 = _S233;
-    (&place_2)->stride_0 = _S234;
-    Sums_0 _S239 = sums_3[0U][1U];
-    Place_0 _S240 = place_2;
-    write_0(&_S239, 16.0f, result_3, &_S240, _S235, _S230, thread_1);
+    (&place_2)->row_4 = _S232;
+    uint _S239 = _S233 + 16U;
+    (&place_2)->column_3 = _S239;
+    (&place_2)->rows_3 = _S210;
+    (&place_2)->columns_2 = _S213;
+    (&place_2)->offset_5 = _S234;
+    (&place_2)->stride_0 = _S235;
+    Sums_0 _S240 = sums_3[0U][1U];
+    Place_0 _S241 = place_2;
+    write_0(&_S240, 16.0f, result_3, &_S241, _S236, _S231, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S231;
-    uint _S241 = _S232 + 32U;
-    (&place_3)->column_3 = _S241;
-    (&place_3)->rows_3 = _S209;
-    (&place_3)->columns_2 = _S212;
-    (&place_3)->offset_5 = _S233;
-    (&place_3)->stride_0 = _S234;
-    Sums_0 _S242 = sums_3[0U][2U];
-    Place_0 _S243 = place_3;
-    write_0(&_S242, 16.0f, result_3, &_S243, _S235, _S230, thread_1);
+    (&place_3)->row_4 = _S232;
+    uint _S242 = _S233 + 32U;
+    (&place_3)->column_3 = _S242;
+    (&place_3)->rows_3 = _S210;
+    (&place_3)->columns_2 = _S213;
+    (&place_3)->offset_5 = _S234;
+    (&place_3)->stride_0 = _S235;
+    Sums_0 _S243 = sums_3[0U][2U];
+    Place_0 _S244 = place_3;
+    write_0(&_S243, 16.0f, result_3, &_S244, _S236, _S231, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S231;
-    uint _S244 = _S232 + 48U;
-    (&place_4)->column_3 = _S244;
-    (&place_4)->rows_3 = _S209;
-    (&place_4)->columns_2 = _S212;
-    (&place_4)->offset_5 = _S233;
-    (&place_4)->stride_0 = _S234;
-    Sums_0 _S245 = sums_3[0U][3U];
-    Place_0 _S246 = place_4;
-    write_0(&_S245, 16.0f, result_3, &_S246, _S235, _S230, thread_1);
+    (&place_4)->row_4 = _S232;
+    uint _S245 = _S233 + 48U;
+    (&place_4)->column_3 = _S245;
+    (&place_4)->rows_3 = _S210;
+    (&place_4)->columns_2 = _S213;
+    (&place_4)->offset_5 = _S234;
+    (&place_4)->stride_0 = _S235;
+    Sums_0 _S246 = sums_3[0U][3U];
+    Place_0 _S247 = place_4;
+    write_0(&_S246, 16.0f, result_3, &_S247, _S236, _S231, thread_1);
     Place_0 place_5;
-    uint _S247 = _S231 + 16U;
-    (&place_5)->row_4 = _S247;
-    (&place_5)->column_3 = _S232;
-    (&place_5)->rows_3 = _S209;
-    (&place_5)->columns_2 = _S212;
-    (&place_5)->offset_5 = _S233;
-    (&place_5)->stride_0 = _S234;
-    Sums_0 _S248 = sums_3[1U][0U];
-    Place_0 _S249 = place_5;
-    write_0(&_S248, 16.0f, result_3, &_S249, _S235, _S230, thread_1);
+    uint _S248 = _S232 + 16U;
+    (&place_5)->row_4 = _S248;
+    (&place_5)->column_3 = _S233;
+    (&place_5)->rows_3 = _S210;
+    (&place_5)->columns_2 = _S213;
+    (&place_5)->offset_5 = _S234;
+    (&place_5)->stride_0 = _S235;
+    Sums_0 _S249 = sums_3[1U][0U];
+    Place_0 _S250 = place_5;
+    write_0(&_S249, 16.0f, result_3, &_S250, _S236, _S231, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S247;
-    (&place_6)->column_3 = _S238;
-    (&place_6)->rows_3 = _S209;
-    (&place_6)->columns_2 = _S212;
-    (&place_6)->offset_5 = _S233;
-    (&place_6)->stride_0 = _S234;
-    Sums_0 _S250 = sums_3[1U][1U];
-    Place_0 _S251 = place_6;
-    write_0(&_S250, 16.0f, result_3, &_S251, _S235, _S230, thread_1);
+    (&place_6)->row_4 = _S248;
+    (&place_6)->column_3 = _S239;
+    (&place_6)->rows_3 = _S210;
+    (&place_6)->columns_2 = _S213;
+    (&place_6)->offset_5 = _S234;
+    (&place_6)->stride_0 = _S235;
+    Sums_0 _S251 = sums_3[1U][1U];
+    Place_0 _S252 = place_6;
+    write_0(&_S251, 16.0f, result_3, &_S252, _S236, _S231, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S247;
-    (&place_7)->column_3 = _S241;
-    (&place_7)->rows_3 = _S209;
-    (&place_7)->columns_2 = _S212;
-    (&place_7)->offset_5 = _S233;
-    (&place_7)->stride_0 = _S234;
-    Sums_0 _S252 = sums_3[1U][2U];
-    Place_0 _S253 = place_7;
-    write_0(&_S252, 16.0f, result_3, &_S253, _S235, _S230, thread_1);
+    (&place_7)->row_4 = _S248;
+    (&place_7)->column_3 = _S242;
+    (&place_7)->rows_3 = _S210;
+    (&place_7)->columns_2 = _S213;
+    (&place_7)->offset_5 = _S234;
+    (&place_7)->stride_0 = _S235;
+    Sums_0 _S253 = sums_3[1U][2U];
+    Place_0 _S254 = place_7;
+    write_0(&_S253, 16.0f, result_3, &_S254, _S236, _S231, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S247;
-    (&place_8)->column_3 = _S244;
-    (&place_8)->rows_3 = _S209;
-    (&place_8)->columns_2 = _S212;
-    (&place_8)->offset_5 = _S233;
-    (&place_8)->stride_0 = _S234;
-    Sums_0 _S254 = sums_3[1U][3U];
-    Place_0 _S255 = place_8;
-    write_0(&_S254, 16.0f, result_3, &_S255, _S235, _S230, thread_1);
+    (&place_8)->row_4 = _S248;
+    (&place_8)->column_3 = _S245;
+    (&place_8)->rows_3 = _S210;
+    (&place_8)->columns_2 = _S213;
+    (&place_8)->offset_5 = _S234;
+    (&place_8)->stride_0 = _S235;
+    Sums_0 _S255 = sums_3[1U][3U];
+    Place_0 _S256 = place_8;
+    write_0(&_S255, 16.0f, result_3, &_S256, _S236, _S231, thread_1);
     Place_0 place_9;
-    uint _S256 = _S231 + 32U;
-    (&place_9)->row_4 = _S256;
-    (&place_9)->column_3 = _S232;
-    (&place_9)->rows_3 = _S209;
-    (&place_9)->columns_2 = _S212;
-    (&place_9)->offset_5 = _S233;
-    (&place_9)->stride_0 = _S234;
-    Sums_0 _S257 = sums_3[2U][0U];
-    Place_0 _S258 = place_9;
-    write_0(&_S257, 16.0f, result_3, &_S258, _S235, _S230, thread_1);
+    uint _S257 = _S232 + 32U;
+    (&place_9)->row_4 = _S257;
+    (&place_9)->column_3 = _S233;
+    (&place_9)->rows_3 = _S210;
+    (&place_9)->columns_2 = _S213;
+    (&place_9)->offset_5 = _S234;
+    (&place_9)->stride_0 = _S235;
+    Sums_0 _S258 = sums_3[2U][0U];
+    Place_0 _S259 = place_9;
+    write_0(&_S258, 16.0f, result_3, &_S259, _S236, _S231, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S256;
-    (&place_10)->column_3 = _S238;
-    (&place_10)->rows_3 = _S209;
-    (&place_10)->columns_2 = _S212;
-    (&place_10)->offset_5 = _S233;
-    (&place_10)->stride_0 = _S234;
-    Sums_0 _S259 = sums_3[2U][1U];
-    Place_0 _S260 = place_10;
-    write_0(&_S259, 16.0f, result_3, &_S260, _S235, _S230, thread_1);
+    (&place_10)->row_4 = _S257;
+    (&place_10)->column_3 = _S239;
+    (&place_10)->rows_3 = _S210;
+    (&place_10)->columns_2 = _S213;
+    (&place_10)->offset_5 = _S234;
+    (&place_10)->stride_0 = _S235;
+    Sums_0 _S260 = sums_3[2U][1U];
+    Place_0 _S261 = place_10;
+    write_0(&_S260, 16.0f, result_3, &_S261, _S236, _S231, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S256;
-    (&place_11)->column_3 = _S241;
-    (&place_11)->rows_3 = _S209;
-    (&place_11)->columns_2 = _S212;
-    (&place_11)->offset_5 = _S233;
-    (&place_11)->stride_0 = _S234;
-    Sums_0 _S261 = sums_3[2U][2U];
-    Place_0 _S262 = place_11;
-    write_0(&_S261, 16.0f, result_3, &_S262, _S235, _S230, thread_1);
+    (&place_11)->row_4 = _S257;
+    (&place_11)->column_3 = _S242;
+    (&place_11)->rows_3 = _S210;
+    (&place_11)->columns_2 = _S213;
+    (&place_11)->offset_5 = _S234;
+    (&place_11)->stride_0 = _S235;
+    Sums_0 _S262 = sums_3[2U][2U];
+    Place_0 _S263 = place_11;
+    write_0(&_S262, 16.0f, result_3, &_S263, _S236, _S231, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S256;
-    (&place_12)->column_3 = _S244;
-    (&place_12)->rows_3 = _S209;
-    (&place_12)->columns_2 = _S212;
-    (&place_12)->offset_5 = _S233;
-    (&place_12)->stride_0 = _S234;
-    Sums_0 _S263 = sums_3[2U][3U];
-    Place_0 _S264 = place_12;
-    write_0(&_S263, 16.0f, result_3, &_S264, _S235, _S230, thread_1);
+    (&place_12)->row_4 = _S257;
+    (&place_12)->column_3 = _S245;
+    (&place_12)->rows_3 = _S210;
+    (&place_12)->columns_2 = _S213;
+    (&place_12)->offset_5 = _S234;
+    (&place_12)->stride_0 = _S235;
+    Sums_0 _S264 = sums_3[2U][3U];
+    Place_0 _S265 = place_12;
+    write_0(&_S264, 16.0f, result_3, &_S265, _S236, _S231, thread_1);
     Place_0 place_13;
-    uint _S265 = _S231 + 48U;
-    (&place_13)->row_4 = _S265;
-    (&place_13)->column_3 = _S232;
-    (&place_13)->rows_3 = _S209;
-    (&place_13)->columns_2 = _S212;
-    (&place_13)->offset_5 = _S233;
-    (&place_13)->stride_0 = _S234;
-    Sums_0 _S266 = sums_3[3U][0U];
-    Place_0 _S267 = place_13;
-    write_0(&_S266, 16.0f, result_3, &_S267, _S235, _S230, thread_1);
+    uint _S266 = _S232 + 48U;
+    (&place_13)->row_4 = _S266;
+    (&place_13)->column_3 = _S233;
+    (&place_13)->rows_3 = _S210;
+    (&place_13)->columns_2 = _S213;
+    (&place_13)->offset_5 = _S234;
+    (&place_13)->stride_0 = _S235;
+    Sums_0 _S267 = sums_3[3U][0U];
+    Place_0 _S268 = place_13;
+    write_0(&_S267, 16.0f, result_3, &_S268, _S236, _S231, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S265;
-    (&place_14)->column_3 = _S238;
-    (&place_14)->rows_3 = _S209;
-    (&place_14)->columns_2 = _S212;
-    (&place_14)->offset_5 = _S233;
-    (&place_14)->stride_0 = _S234;
-    Sums_0 _S268 = sums_3[3U][1U];
-    Place_0 _S269 = place_14;
-    write_0(&_S268, 16.0f, result_3, &_S269, _S235, _S230, thread_1);
+    (&place_14)->row_4 = _S266;
+    (&place_14)->column_3 = _S239;
+    (&place_14)->rows_3 = _S210;
+    (&place_14)->columns_2 = _S213;
+    (&place_14)->offset_5 = _S234;
+    (&place_14)->stride_0 = _S235;
+    Sums_0 _S269 = sums_3[3U][1U];
+    Place_0 _S270 = place_14;
+    write_0(&_S269, 16.0f, result_3, &_S270, _S236, _S231, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S265;
-    (&place_15)->column_3 = _S241;
-    (&place_15)->rows_3 = _S209;
-    (&place_15)->columns_2 = _S212;
-    (&place_15)->offset_5 = _S233;
-    (&place_15)->stride_0 = _S234;
-    Sums_0 _S270 = sums_3[3U][2U];
-    Place_0 _S271 = place_15;
-    write_0(&_S270, 16.0f, result_3, &_S271, _S235, _S230, thread_1);
+    (&place_15)->row_4 = _S266;
+    (&place_15)->column_3 = _S242;
+    (&place_15)->rows_3 = _S210;
+    (&place_15)->columns_2 = _S213;
+    (&place_15)->offset_5 = _S234;
+    (&place_15)->stride_0 = _S235;
+    Sums_0 _S271 = sums_3[3U][2U];
+    Place_0 _S272 = place_15;
+    write_0(&_S271, 16.0f, result_3, &_S272, _S236, _S231, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S265;
-    (&place_16)->column_3 = _S244;
-    (&place_16)->rows_3 = _S209;
-    (&place_16)->columns_2 = _S212;
-    (&place_16)->offset_5 = _S233;
-    (&place_16)->stride_0 = _S234;
-    Sums_0 _S272 = sums_3[3U][3U];
-    Place_0 _S273 = place_16;
-    write_0(&_S272, 16.0f, result_3, &_S273, _S235, _S230, thread_1);
+    (&place_16)->row_4 = _S266;
+    (&place_16)->column_3 = _S245;
+    (&place_16)->rows_3 = _S210;
+    (&place_16)->columns_2 = _S213;
+    (&place_16)->offset_5 = _S234;
+    (&place_16)->stride_0 = _S235;
+    Sums_0 _S273 = sums_3[3U][3U];
+    Place_0 _S274 = place_16;
+    write_0(&_S273, 16.0f, result_3, &_S274, _S236, _S231, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_mxfp4(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S274 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S275 = p_2;
-    gemm_0(blockIdx, _S274, x_5, weight_2, result_4, batch_2, &_S275);
+    uint _S275 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S276 = p_2;
+    gemm_0(blockIdx, _S275, x_5, weight_2, result_4, batch_2, &_S276);
     return;
 }

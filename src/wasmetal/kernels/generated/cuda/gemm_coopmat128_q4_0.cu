@@ -98,21 +98,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
@@ -123,67 +129,67 @@ __device__ void put_0(uint at_0, uint4  eight_halves_1)
     return;
 }
 
-__device__ uint shifted_0(uint low_0, uint high_0, uint shift_0)
+__device__ uint low_after_shift_0(uint low_0, uint high_0, uint shift_0)
 {
-    uint _S8 = (__funnelshift_r((low_0), (high_0), (shift_0)));
-    return _S8;
+    uint _S9 = (__funnelshift_r((low_0), (high_0), (shift_0)));
+    return _S9;
 }
 
 __device__ uint2  Bytes_all_0(Bytes_0 * this_0)
 {
-    uint _S9 = 16U - this_0->odd_0 * 16U;
-    uint _S10 = this_0->words_0.y;
-    uint _S11 = shifted_0(this_0->words_0.x, _S10, _S9);
-    uint _S12 = shifted_0(_S10, this_0->words_0.z, _S9);
-    return make_uint2 (_S11, _S12);
+    uint _S10 = 16U - this_0->odd_0 * 16U;
+    uint _S11 = this_0->words_0.y;
+    uint _S12 = low_after_shift_0(this_0->words_0.x, _S11, _S10);
+    uint _S13 = low_after_shift_0(_S11, this_0->words_0.z, _S10);
+    return make_uint2 (_S12, _S13);
 }
 
 __device__ uint4  Bytes_scaled_0(Bytes_0 * this_1, uint2  bytes_0)
 {
-    uint _S13 = (((this_1->scale_0) >> (this_1->odd_0 * 16U)) & 65535U) * 65537U;
-    uint2  _S14 = (wasmetal_scaled_bytes(((bytes_0.x) & 252645135U), (1678271496U), (_S13)));
-    uint2  _S15 = (wasmetal_scaled_bytes(((bytes_0.y) & 252645135U), (1678271496U), (_S13)));
-    return make_uint4 (_S14.x, _S14.y, _S15.x, _S15.y);
+    uint _S14 = (((this_1->scale_0) >> (this_1->odd_0 * 16U)) & 65535U) * 65537U;
+    uint2  _S15 = (wasmetal_scaled_bytes(((bytes_0.x) & 252645135U), (1678271496U), (_S14)));
+    uint2  _S16 = (wasmetal_scaled_bytes(((bytes_0.y) & 252645135U), (1678271496U), (_S14)));
+    return make_uint4 (_S15.x, _S15.y, _S16.x, _S16.y);
 }
 
 __device__ uint4  Q4_0Eights_decode_0(Bytes_0 * b_2, uint column_0)
 {
-    uint2  _S16 = Bytes_all_0(b_2);
-    uint4  _S17 = Bytes_scaled_0(b_2, _S16 >> make_uint2 (column_0 % 32U / 16U * 4U));
-    return _S17;
+    uint2  _S17 = Bytes_all_0(b_2);
+    uint4  _S18 = Bytes_scaled_0(b_2, _S17 >> make_uint2 (column_0 % 32U / 16U * 4U));
+    return _S18;
 }
 
 __device__ void Parts_store_0(Parts_0 * this_2, uint row_0, uint eight_0)
 {
-    uint _S18 = row_0 * 5U;
-    uint _S19 = _S18 + eight_0;
-    uint4  _S20 = scaled_halves_0(this_2->left_0[0U][int(0)], this_2->left_0[0U][int(1)]);
-    put_0(_S19, _S20);
-    uint _S21 = (row_0 + 32U) * 5U;
-    uint _S22 = _S21 + eight_0;
-    uint4  _S23 = scaled_halves_0(this_2->left_0[1U][int(0)], this_2->left_0[1U][int(1)]);
-    put_0(_S22, _S23);
-    uint _S24 = (row_0 + 64U) * 5U;
-    uint _S25 = _S24 + eight_0;
-    uint4  _S26 = scaled_halves_0(this_2->left_0[2U][int(0)], this_2->left_0[2U][int(1)]);
-    put_0(_S25, _S26);
-    uint _S27 = (row_0 + 96U) * 5U;
-    uint _S28 = _S27 + eight_0;
-    uint4  _S29 = scaled_halves_0(this_2->left_0[3U][int(0)], this_2->left_0[3U][int(1)]);
-    put_0(_S28, _S29);
-    uint _S30 = 640U + _S18 + eight_0;
-    uint _S31 = 8U * eight_0;
-    uint4  _S32 = Q4_0Eights_decode_0(&this_2->right_0[0U], _S31);
-    put_0(_S30, _S32);
-    uint _S33 = 640U + _S21 + eight_0;
-    uint4  _S34 = Q4_0Eights_decode_0(&this_2->right_0[1U], _S31);
-    put_0(_S33, _S34);
-    uint _S35 = 640U + _S24 + eight_0;
-    uint4  _S36 = Q4_0Eights_decode_0(&this_2->right_0[2U], _S31);
-    put_0(_S35, _S36);
-    uint _S37 = 640U + _S27 + eight_0;
-    uint4  _S38 = Q4_0Eights_decode_0(&this_2->right_0[3U], _S31);
-    put_0(_S37, _S38);
+    uint _S19 = row_0 * 5U;
+    uint _S20 = _S19 + eight_0;
+    uint4  _S21 = scaled_halves_0(this_2->left_0[0U][int(0)], this_2->left_0[0U][int(1)]);
+    put_0(_S20, _S21);
+    uint _S22 = (row_0 + 32U) * 5U;
+    uint _S23 = _S22 + eight_0;
+    uint4  _S24 = scaled_halves_0(this_2->left_0[1U][int(0)], this_2->left_0[1U][int(1)]);
+    put_0(_S23, _S24);
+    uint _S25 = (row_0 + 64U) * 5U;
+    uint _S26 = _S25 + eight_0;
+    uint4  _S27 = scaled_halves_0(this_2->left_0[2U][int(0)], this_2->left_0[2U][int(1)]);
+    put_0(_S26, _S27);
+    uint _S28 = (row_0 + 96U) * 5U;
+    uint _S29 = _S28 + eight_0;
+    uint4  _S30 = scaled_halves_0(this_2->left_0[3U][int(0)], this_2->left_0[3U][int(1)]);
+    put_0(_S29, _S30);
+    uint _S31 = 640U + _S19 + eight_0;
+    uint _S32 = 8U * eight_0;
+    uint4  _S33 = Q4_0Eights_decode_0(&this_2->right_0[0U], _S32);
+    put_0(_S31, _S33);
+    uint _S34 = 640U + _S22 + eight_0;
+    uint4  _S35 = Q4_0Eights_decode_0(&this_2->right_0[1U], _S32);
+    put_0(_S34, _S35);
+    uint _S36 = 640U + _S25 + eight_0;
+    uint4  _S37 = Q4_0Eights_decode_0(&this_2->right_0[2U], _S32);
+    put_0(_S36, _S37);
+    uint _S38 = 640U + _S28 + eight_0;
+    uint4  _S39 = Q4_0Eights_decode_0(&this_2->right_0[3U], _S32);
+    put_0(_S38, _S39);
     return;
 }
 
@@ -214,80 +220,80 @@ struct Operands_0
 
 __device__ Bytes_0 Bytes_fetch_0(StructuredBuffer<uint> words_1, uint offset_0, uint block_0, uint first_0)
 {
-    uint _S39 = offset_0 + first_0 / 2U;
+    uint _S40 = offset_0 + first_0 / 2U;
     Bytes_0 result_2;
-    uint _S40 = block_0 % 2U;
-    (&result_2)->odd_0 = _S40;
-    uint _S41 = __ldg((&(words_1)[offset_0 + block_0 / 2U]));
-    (&result_2)->scale_0 = _S41;
-    uint _S42 = __ldg((&(words_1)[_S39]));
-    uint _S43 = __ldg((&(words_1)[_S39 + 1U]));
-    uint _S44 = __ldg((&(words_1)[_S39 + 2U - _S40]));
-    (&result_2)->words_0 = make_uint3 (_S42, _S43, _S44);
+    uint _S41 = block_0 % 2U;
+    (&result_2)->odd_0 = _S41;
+    uint _S42 = __ldg((&(words_1)[offset_0 + block_0 / 2U]));
+    (&result_2)->scale_0 = _S42;
+    uint _S43 = __ldg((&(words_1)[_S40]));
+    uint _S44 = __ldg((&(words_1)[_S40 + 1U]));
+    uint _S45 = __ldg((&(words_1)[_S40 + 2U - _S41]));
+    (&result_2)->words_0 = make_uint3 (_S43, _S44, _S45);
     return result_2;
 }
 
 __device__ Bytes_0 Q4_0Eights_fetch_0(StructuredBuffer<uint> words_2, uint offset_1, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S45 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 9U;
-    return Bytes_fetch_0(words_2, offset_1, _S45, _S45 + 1U + column_1 % 16U / 2U);
+    uint _S46 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 9U;
+    return Bytes_fetch_0(words_2, offset_1, _S46, _S46 + 1U + column_1 % 16U / 2U);
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_3, uint begin_0, uint row_2, uint eight_1)
 {
-    uint _S46 = (&this_3->p_0)->x_offset_0;
-    uint _S47 = this_3->top_0 + row_2;
-    uint _S48 = this_3->rows_1 - 1U;
-    uint _S49 = (&this_3->p_0)->x_stride_0;
-    uint _S50 = 2U * eight_1;
-    uint _S51 = ((&this_3->p_0)->x_offset_0 + (U32_min((_S47), (_S48))) * (&this_3->p_0)->x_stride_0 + begin_0) / 4U + _S50;
+    uint _S47 = (&this_3->p_0)->x_offset_0;
+    uint _S48 = this_3->top_0 + row_2;
+    uint _S49 = this_3->rows_1 - 1U;
+    uint _S50 = (&this_3->p_0)->x_stride_0;
+    uint _S51 = 2U * eight_1;
+    uint _S52 = ((&this_3->p_0)->x_offset_0 + (U32_min((_S48), (_S49))) * (&this_3->p_0)->x_stride_0 + begin_0) / 4U + _S51;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S52 = this_3->x_3;
-    float4  _S53 = __ldg((&(this_3->x_3)[_S51]));
-    float4  _S54 = __ldg((&(_S52)[_S51 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S53;
-    (&parts_0)->left_0[0U][int(1)] = _S54;
-    uint _S55 = (_S46 + (U32_min((_S47 + 32U), (_S48))) * _S49 + begin_0) / 4U + _S50;
-    float4  _S56 = __ldg((&(_S52)[_S55]));
-    float4  _S57 = __ldg((&(_S52)[_S55 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S56;
-    (&parts_0)->left_0[1U][int(1)] = _S57;
-    uint _S58 = (_S46 + (U32_min((_S47 + 64U), (_S48))) * _S49 + begin_0) / 4U + _S50;
-    float4  _S59 = __ldg((&(_S52)[_S58]));
-    float4  _S60 = __ldg((&(_S52)[_S58 + 1U]));
-    (&parts_0)->left_0[2U][int(0)] = _S59;
-    (&parts_0)->left_0[2U][int(1)] = _S60;
-    uint _S61 = (_S46 + (U32_min((_S47 + 96U), (_S48))) * _S49 + begin_0) / 4U + _S50;
-    float4  _S62 = __ldg((&(_S52)[_S61]));
-    float4  _S63 = __ldg((&(_S52)[_S61 + 1U]));
-    (&parts_0)->left_0[3U][int(0)] = _S62;
-    (&parts_0)->left_0[3U][int(1)] = _S63;
-    uint _S64 = this_3->side_0 + row_2;
-    uint _S65 = (&this_3->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S66 = this_3->weight_0;
-    uint _S67 = (&this_3->p_0)->weight_offset_0;
-    uint _S68 = (&this_3->p_0)->k_0;
-    uint _S69 = begin_0 + 8U * eight_1;
-    (&parts_0)->right_0[0U] = Q4_0Eights_fetch_0(this_3->weight_0, (&this_3->p_0)->weight_offset_0, (&this_3->p_0)->k_0, (U32_min((_S64), (_S65))), _S69);
-    (&parts_0)->right_0[1U] = Q4_0Eights_fetch_0(_S66, _S67, _S68, (U32_min((_S64 + 32U), (_S65))), _S69);
-    (&parts_0)->right_0[2U] = Q4_0Eights_fetch_0(_S66, _S67, _S68, (U32_min((_S64 + 64U), (_S65))), _S69);
-    (&parts_0)->right_0[3U] = Q4_0Eights_fetch_0(_S66, _S67, _S68, (U32_min((_S64 + 96U), (_S65))), _S69);
+    StructuredBuffer<float4 > _S53 = this_3->x_3;
+    float4  _S54 = __ldg((&(this_3->x_3)[_S52]));
+    float4  _S55 = __ldg((&(_S53)[_S52 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S54;
+    (&parts_0)->left_0[0U][int(1)] = _S55;
+    uint _S56 = (_S47 + (U32_min((_S48 + 32U), (_S49))) * _S50 + begin_0) / 4U + _S51;
+    float4  _S57 = __ldg((&(_S53)[_S56]));
+    float4  _S58 = __ldg((&(_S53)[_S56 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S57;
+    (&parts_0)->left_0[1U][int(1)] = _S58;
+    uint _S59 = (_S47 + (U32_min((_S48 + 64U), (_S49))) * _S50 + begin_0) / 4U + _S51;
+    float4  _S60 = __ldg((&(_S53)[_S59]));
+    float4  _S61 = __ldg((&(_S53)[_S59 + 1U]));
+    (&parts_0)->left_0[2U][int(0)] = _S60;
+    (&parts_0)->left_0[2U][int(1)] = _S61;
+    uint _S62 = (_S47 + (U32_min((_S48 + 96U), (_S49))) * _S50 + begin_0) / 4U + _S51;
+    float4  _S63 = __ldg((&(_S53)[_S62]));
+    float4  _S64 = __ldg((&(_S53)[_S62 + 1U]));
+    (&parts_0)->left_0[3U][int(0)] = _S63;
+    (&parts_0)->left_0[3U][int(1)] = _S64;
+    uint _S65 = this_3->side_0 + row_2;
+    uint _S66 = (&this_3->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S67 = this_3->weight_0;
+    uint _S68 = (&this_3->p_0)->weight_offset_0;
+    uint _S69 = (&this_3->p_0)->k_0;
+    uint _S70 = begin_0 + 8U * eight_1;
+    (&parts_0)->right_0[0U] = Q4_0Eights_fetch_0(this_3->weight_0, (&this_3->p_0)->weight_offset_0, (&this_3->p_0)->k_0, (U32_min((_S65), (_S66))), _S70);
+    (&parts_0)->right_0[1U] = Q4_0Eights_fetch_0(_S67, _S68, _S69, (U32_min((_S65 + 32U), (_S66))), _S70);
+    (&parts_0)->right_0[2U] = Q4_0Eights_fetch_0(_S67, _S68, _S69, (U32_min((_S65 + 64U), (_S66))), _S70);
+    (&parts_0)->right_0[3U] = Q4_0Eights_fetch_0(_S67, _S68, _S69, (U32_min((_S65 + 96U), (_S66))), _S70);
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_1, uint rows_2)
 {
-    uint _S70;
+    uint _S71;
     if(offset_2 == 4294967295U)
     {
-        _S70 = rows_2;
+        _S71 = rows_2;
     }
     else
     {
-        uint _S71 = __ldg((&(batch_0)[offset_2]));
-        _S70 = (U32_min(((U32_max((_S71), (first_1))) - first_1), (rows_2)));
+        uint _S72 = __ldg((&(batch_0)[offset_2]));
+        _S71 = (U32_min(((U32_max((_S72), (first_1))) - first_1), (rows_2)));
     }
-    return _S70;
+    return _S71;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -302,177 +308,177 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_1)
 {
-    Sums_0 _S72;
-    (&_S72)->halves_0 = *halves_1;
-    return _S72;
+    Sums_0 _S73;
+    (&_S73)->halves_0 = *halves_1;
+    return _S73;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S73 = make_int4 (int(0));
-    float4  _S74 = make_float4 ((float)_S73.x, (float)_S73.y, (float)_S73.z, (float)_S73.w);
-    FixedArray<float4 , 2>  _S75;
-    _S75[int(0)] = _S74;
-    _S75[int(1)] = _S74;
-    Sums_0 _S76 = Sums_x24init_0(&_S75);
-    return _S76;
+    int4  _S74 = make_int4 (int(0));
+    float4  _S75 = make_float4 ((float)_S74.x, (float)_S74.y, (float)_S74.z, (float)_S74.w);
+    FixedArray<float4 , 2>  _S76;
+    _S76[int(0)] = _S75;
+    _S76[int(1)] = _S75;
+    Sums_0 _S77 = Sums_x24init_0(&_S76);
+    return _S77;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S77 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S77;
+    uint4  _S78 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S78;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S78 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S78;
+    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S79;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S79 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
-    float4  _S80 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
-    FixedArray<float4 , 2>  _S81;
-    _S81[int(0)] = _S79;
-    _S81[int(1)] = _S80;
-    Sums_0 _S82 = Sums_x24init_0(&_S81);
-    return _S82;
+    float4  _S80 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
+    float4  _S81 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
+    FixedArray<float4 , 2>  _S82;
+    _S82[int(0)] = _S80;
+    _S82[int(1)] = _S81;
+    Sums_0 _S83 = Sums_x24init_0(&_S82);
+    return _S83;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S83 = 640U + across_0 * 5U;
-    uint4  _S84 = load_right_0(_S83, lane_2);
-    right_2[0U] = _S84;
-    uint _S85 = 640U + (across_0 + 16U) * 5U;
-    uint4  _S86 = load_right_0(_S85, lane_2);
-    right_2[1U] = _S86;
-    uint _S87 = 640U + (across_0 + 32U) * 5U;
-    uint4  _S88 = load_right_0(_S87, lane_2);
-    right_2[2U] = _S88;
-    uint _S89 = 640U + (across_0 + 48U) * 5U;
-    uint4  _S90 = load_right_0(_S89, lane_2);
-    right_2[3U] = _S90;
-    uint _S91 = down_0 * 5U;
-    uint4  _S92 = load_left_0(_S91, lane_2);
-    Sums_0 _S93 = (*sums_1)[0U][0U];
-    Sums_0 _S94 = multiply_add_0(_S92, _S84, &_S93);
-    (*sums_1)[0U][0U] = _S94;
-    Sums_0 _S95 = (*sums_1)[0U][1U];
-    Sums_0 _S96 = multiply_add_0(_S92, _S86, &_S95);
-    (*sums_1)[0U][1U] = _S96;
-    Sums_0 _S97 = (*sums_1)[0U][2U];
-    Sums_0 _S98 = multiply_add_0(_S92, _S88, &_S97);
-    (*sums_1)[0U][2U] = _S98;
-    Sums_0 _S99 = (*sums_1)[0U][3U];
-    Sums_0 _S100 = multiply_add_0(_S92, _S90, &_S99);
-    (*sums_1)[0U][3U] = _S100;
-    uint _S101 = (down_0 + 16U) * 5U;
-    uint4  _S102 = load_left_0(_S101, lane_2);
-    Sums_0 _S103 = (*sums_1)[1U][0U];
-    Sums_0 _S104 = multiply_add_0(_S102, _S84, &_S103);
-    (*sums_1)[1U][0U] = _S104;
-    Sums_0 _S105 = (*sums_1)[1U][1U];
-    Sums_0 _S106 = multiply_add_0(_S102, _S86, &_S105);
-    (*sums_1)[1U][1U] = _S106;
-    Sums_0 _S107 = (*sums_1)[1U][2U];
-    Sums_0 _S108 = multiply_add_0(_S102, _S88, &_S107);
-    (*sums_1)[1U][2U] = _S108;
-    Sums_0 _S109 = (*sums_1)[1U][3U];
-    Sums_0 _S110 = multiply_add_0(_S102, _S90, &_S109);
-    (*sums_1)[1U][3U] = _S110;
-    uint _S111 = (down_0 + 32U) * 5U;
-    uint4  _S112 = load_left_0(_S111, lane_2);
-    Sums_0 _S113 = (*sums_1)[2U][0U];
-    Sums_0 _S114 = multiply_add_0(_S112, _S84, &_S113);
-    (*sums_1)[2U][0U] = _S114;
-    Sums_0 _S115 = (*sums_1)[2U][1U];
-    Sums_0 _S116 = multiply_add_0(_S112, _S86, &_S115);
-    (*sums_1)[2U][1U] = _S116;
-    Sums_0 _S117 = (*sums_1)[2U][2U];
-    Sums_0 _S118 = multiply_add_0(_S112, _S88, &_S117);
-    (*sums_1)[2U][2U] = _S118;
-    Sums_0 _S119 = (*sums_1)[2U][3U];
-    Sums_0 _S120 = multiply_add_0(_S112, _S90, &_S119);
-    (*sums_1)[2U][3U] = _S120;
-    uint _S121 = (down_0 + 48U) * 5U;
-    uint4  _S122 = load_left_0(_S121, lane_2);
-    Sums_0 _S123 = (*sums_1)[3U][0U];
-    Sums_0 _S124 = multiply_add_0(_S122, _S84, &_S123);
-    (*sums_1)[3U][0U] = _S124;
-    Sums_0 _S125 = (*sums_1)[3U][1U];
-    Sums_0 _S126 = multiply_add_0(_S122, _S86, &_S125);
-    (*sums_1)[3U][1U] = _S126;
-    Sums_0 _S127 = (*sums_1)[3U][2U];
-    Sums_0 _S128 = multiply_add_0(_S122, _S88, &_S127);
-    (*sums_1)[3U][2U] = _S128;
-    Sums_0 _S129 = (*sums_1)[3U][3U];
-    Sums_0 _S130 = multiply_add_0(_S122, _S90, &_S129);
-    (*sums_1)[3U][3U] = _S130;
+    uint _S84 = 640U + across_0 * 5U;
+    uint4  _S85 = load_right_0(_S84, lane_2);
+    right_2[0U] = _S85;
+    uint _S86 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S87 = load_right_0(_S86, lane_2);
+    right_2[1U] = _S87;
+    uint _S88 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S89 = load_right_0(_S88, lane_2);
+    right_2[2U] = _S89;
+    uint _S90 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S91 = load_right_0(_S90, lane_2);
+    right_2[3U] = _S91;
+    uint _S92 = down_0 * 5U;
+    uint4  _S93 = load_left_0(_S92, lane_2);
+    Sums_0 _S94 = (*sums_1)[0U][0U];
+    Sums_0 _S95 = multiply_add_0(_S93, _S85, &_S94);
+    (*sums_1)[0U][0U] = _S95;
+    Sums_0 _S96 = (*sums_1)[0U][1U];
+    Sums_0 _S97 = multiply_add_0(_S93, _S87, &_S96);
+    (*sums_1)[0U][1U] = _S97;
+    Sums_0 _S98 = (*sums_1)[0U][2U];
+    Sums_0 _S99 = multiply_add_0(_S93, _S89, &_S98);
+    (*sums_1)[0U][2U] = _S99;
+    Sums_0 _S100 = (*sums_1)[0U][3U];
+    Sums_0 _S101 = multiply_add_0(_S93, _S91, &_S100);
+    (*sums_1)[0U][3U] = _S101;
+    uint _S102 = (down_0 + 16U) * 5U;
+    uint4  _S103 = load_left_0(_S102, lane_2);
+    Sums_0 _S104 = (*sums_1)[1U][0U];
+    Sums_0 _S105 = multiply_add_0(_S103, _S85, &_S104);
+    (*sums_1)[1U][0U] = _S105;
+    Sums_0 _S106 = (*sums_1)[1U][1U];
+    Sums_0 _S107 = multiply_add_0(_S103, _S87, &_S106);
+    (*sums_1)[1U][1U] = _S107;
+    Sums_0 _S108 = (*sums_1)[1U][2U];
+    Sums_0 _S109 = multiply_add_0(_S103, _S89, &_S108);
+    (*sums_1)[1U][2U] = _S109;
+    Sums_0 _S110 = (*sums_1)[1U][3U];
+    Sums_0 _S111 = multiply_add_0(_S103, _S91, &_S110);
+    (*sums_1)[1U][3U] = _S111;
+    uint _S112 = (down_0 + 32U) * 5U;
+    uint4  _S113 = load_left_0(_S112, lane_2);
+    Sums_0 _S114 = (*sums_1)[2U][0U];
+    Sums_0 _S115 = multiply_add_0(_S113, _S85, &_S114);
+    (*sums_1)[2U][0U] = _S115;
+    Sums_0 _S116 = (*sums_1)[2U][1U];
+    Sums_0 _S117 = multiply_add_0(_S113, _S87, &_S116);
+    (*sums_1)[2U][1U] = _S117;
+    Sums_0 _S118 = (*sums_1)[2U][2U];
+    Sums_0 _S119 = multiply_add_0(_S113, _S89, &_S118);
+    (*sums_1)[2U][2U] = _S119;
+    Sums_0 _S120 = (*sums_1)[2U][3U];
+    Sums_0 _S121 = multiply_add_0(_S113, _S91, &_S120);
+    (*sums_1)[2U][3U] = _S121;
+    uint _S122 = (down_0 + 48U) * 5U;
+    uint4  _S123 = load_left_0(_S122, lane_2);
+    Sums_0 _S124 = (*sums_1)[3U][0U];
+    Sums_0 _S125 = multiply_add_0(_S123, _S85, &_S124);
+    (*sums_1)[3U][0U] = _S125;
+    Sums_0 _S126 = (*sums_1)[3U][1U];
+    Sums_0 _S127 = multiply_add_0(_S123, _S87, &_S126);
+    (*sums_1)[3U][1U] = _S127;
+    Sums_0 _S128 = (*sums_1)[3U][2U];
+    Sums_0 _S129 = multiply_add_0(_S123, _S89, &_S128);
+    (*sums_1)[3U][2U] = _S129;
+    Sums_0 _S130 = (*sums_1)[3U][3U];
+    Sums_0 _S131 = multiply_add_0(_S123, _S91, &_S130);
+    (*sums_1)[3U][3U] = _S131;
     FixedArray<uint4 , 4>  right_3;
-    uint4  _S131 = load_right_0(_S83 + 2U, lane_2);
-    right_3[0U] = _S131;
-    uint4  _S132 = load_right_0(_S85 + 2U, lane_2);
-    right_3[1U] = _S132;
-    uint4  _S133 = load_right_0(_S87 + 2U, lane_2);
-    right_3[2U] = _S133;
-    uint4  _S134 = load_right_0(_S89 + 2U, lane_2);
-    right_3[3U] = _S134;
-    uint4  _S135 = load_left_0(_S91 + 2U, lane_2);
-    Sums_0 _S136 = (*sums_1)[0U][0U];
-    Sums_0 _S137 = multiply_add_0(_S135, _S131, &_S136);
-    (*sums_1)[0U][0U] = _S137;
-    Sums_0 _S138 = (*sums_1)[0U][1U];
-    Sums_0 _S139 = multiply_add_0(_S135, _S132, &_S138);
-    (*sums_1)[0U][1U] = _S139;
-    Sums_0 _S140 = (*sums_1)[0U][2U];
-    Sums_0 _S141 = multiply_add_0(_S135, _S133, &_S140);
-    (*sums_1)[0U][2U] = _S141;
-    Sums_0 _S142 = (*sums_1)[0U][3U];
-    Sums_0 _S143 = multiply_add_0(_S135, _S134, &_S142);
-    (*sums_1)[0U][3U] = _S143;
-    uint4  _S144 = load_left_0(_S101 + 2U, lane_2);
-    Sums_0 _S145 = (*sums_1)[1U][0U];
-    Sums_0 _S146 = multiply_add_0(_S144, _S131, &_S145);
-    (*sums_1)[1U][0U] = _S146;
-    Sums_0 _S147 = (*sums_1)[1U][1U];
-    Sums_0 _S148 = multiply_add_0(_S144, _S132, &_S147);
-    (*sums_1)[1U][1U] = _S148;
-    Sums_0 _S149 = (*sums_1)[1U][2U];
-    Sums_0 _S150 = multiply_add_0(_S144, _S133, &_S149);
-    (*sums_1)[1U][2U] = _S150;
-    Sums_0 _S151 = (*sums_1)[1U][3U];
-    Sums_0 _S152 = multiply_add_0(_S144, _S134, &_S151);
-    (*sums_1)[1U][3U] = _S152;
-    uint4  _S153 = load_left_0(_S111 + 2U, lane_2);
-    Sums_0 _S154 = (*sums_1)[2U][0U];
-    Sums_0 _S155 = multiply_add_0(_S153, _S131, &_S154);
-    (*sums_1)[2U][0U] = _S155;
-    Sums_0 _S156 = (*sums_1)[2U][1U];
-    Sums_0 _S157 = multiply_add_0(_S153, _S132, &_S156);
-    (*sums_1)[2U][1U] = _S157;
-    Sums_0 _S158 = (*sums_1)[2U][2U];
-    Sums_0 _S159 = multiply_add_0(_S153, _S133, &_S158);
-    (*sums_1)[2U][2U] = _S159;
-    Sums_0 _S160 = (*sums_1)[2U][3U];
-    Sums_0 _S161 = multiply_add_0(_S153, _S134, &_S160);
-    (*sums_1)[2U][3U] = _S161;
-    uint4  _S162 = load_left_0(_S121 + 2U, lane_2);
-    Sums_0 _S163 = (*sums_1)[3U][0U];
-    Sums_0 _S164 = multiply_add_0(_S162, _S131, &_S163);
-    (*sums_1)[3U][0U] = _S164;
-    Sums_0 _S165 = (*sums_1)[3U][1U];
-    Sums_0 _S166 = multiply_add_0(_S162, _S132, &_S165);
-    (*sums_1)[3U][1U] = _S166;
-    Sums_0 _S167 = (*sums_1)[3U][2U];
-    Sums_0 _S168 = multiply_add_0(_S162, _S133, &_S167);
-    (*sums_1)[3U][2U] = _S168;
-    Sums_0 _S169 = (*sums_1)[3U][3U];
-    Sums_0 _S170 = multiply_add_0(_S162, _S134, &_S169);
-    (*sums_1)[3U][3U] = _S170;
+    uint4  _S132 = load_right_0(_S84 + 2U, lane_2);
+    right_3[0U] = _S132;
+    uint4  _S133 = load_right_0(_S86 + 2U, lane_2);
+    right_3[1U] = _S133;
+    uint4  _S134 = load_right_0(_S88 + 2U, lane_2);
+    right_3[2U] = _S134;
+    uint4  _S135 = load_right_0(_S90 + 2U, lane_2);
+    right_3[3U] = _S135;
+    uint4  _S136 = load_left_0(_S92 + 2U, lane_2);
+    Sums_0 _S137 = (*sums_1)[0U][0U];
+    Sums_0 _S138 = multiply_add_0(_S136, _S132, &_S137);
+    (*sums_1)[0U][0U] = _S138;
+    Sums_0 _S139 = (*sums_1)[0U][1U];
+    Sums_0 _S140 = multiply_add_0(_S136, _S133, &_S139);
+    (*sums_1)[0U][1U] = _S140;
+    Sums_0 _S141 = (*sums_1)[0U][2U];
+    Sums_0 _S142 = multiply_add_0(_S136, _S134, &_S141);
+    (*sums_1)[0U][2U] = _S142;
+    Sums_0 _S143 = (*sums_1)[0U][3U];
+    Sums_0 _S144 = multiply_add_0(_S136, _S135, &_S143);
+    (*sums_1)[0U][3U] = _S144;
+    uint4  _S145 = load_left_0(_S102 + 2U, lane_2);
+    Sums_0 _S146 = (*sums_1)[1U][0U];
+    Sums_0 _S147 = multiply_add_0(_S145, _S132, &_S146);
+    (*sums_1)[1U][0U] = _S147;
+    Sums_0 _S148 = (*sums_1)[1U][1U];
+    Sums_0 _S149 = multiply_add_0(_S145, _S133, &_S148);
+    (*sums_1)[1U][1U] = _S149;
+    Sums_0 _S150 = (*sums_1)[1U][2U];
+    Sums_0 _S151 = multiply_add_0(_S145, _S134, &_S150);
+    (*sums_1)[1U][2U] = _S151;
+    Sums_0 _S152 = (*sums_1)[1U][3U];
+    Sums_0 _S153 = multiply_add_0(_S145, _S135, &_S152);
+    (*sums_1)[1U][3U] = _S153;
+    uint4  _S154 = load_left_0(_S112 + 2U, lane_2);
+    Sums_0 _S155 = (*sums_1)[2U][0U];
+    Sums_0 _S156 = multiply_add_0(_S154, _S132, &_S155);
+    (*sums_1)[2U][0U] = _S156;
+    Sums_0 _S157 = (*sums_1)[2U][1U];
+    Sums_0 _S158 = multiply_add_0(_S154, _S133, &_S157);
+    (*sums_1)[2U][1U] = _S158;
+    Sums_0 _S159 = (*sums_1)[2U][2U];
+    Sums_0 _S160 = multiply_add_0(_S154, _S134, &_S159);
+    (*sums_1)[2U][2U] = _S160;
+    Sums_0 _S161 = (*sums_1)[2U][3U];
+    Sums_0 _S162 = multiply_add_0(_S154, _S135, &_S161);
+    (*sums_1)[2U][3U] = _S162;
+    uint4  _S163 = load_left_0(_S122 + 2U, lane_2);
+    Sums_0 _S164 = (*sums_1)[3U][0U];
+    Sums_0 _S165 = multiply_add_0(_S163, _S132, &_S164);
+    (*sums_1)[3U][0U] = _S165;
+    Sums_0 _S166 = (*sums_1)[3U][1U];
+    Sums_0 _S167 = multiply_add_0(_S163, _S133, &_S166);
+    (*sums_1)[3U][1U] = _S167;
+    Sums_0 _S168 = (*sums_1)[3U][2U];
+    Sums_0 _S169 = multiply_add_0(_S163, _S134, &_S168);
+    (*sums_1)[3U][2U] = _S169;
+    Sums_0 _S170 = (*sums_1)[3U][3U];
+    Sums_0 _S171 = multiply_add_0(_S163, _S135, &_S170);
+    (*sums_1)[3U][3U] = _S171;
     return;
 }
 
@@ -493,314 +499,314 @@ __device__ uint Place_at_0(Place_0 * this_4, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_3, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S171 = thread_0 % 32U;
-    uint _S172 = _S171 / 4U;
-    uint _S173 = _S171 % 4U * 2U;
-    bool _S174;
+    uint _S172 = thread_0 % 32U;
+    uint _S173 = _S172 / 4U;
+    uint _S174 = _S172 % 4U * 2U;
+    bool _S175;
     if(whole_0)
     {
-        _S174 = true;
+        _S175 = true;
     }
     else
     {
-        if((place_0->row_3 + _S172) < (place_0->rows_3))
+        if((place_0->row_3 + _S173) < (place_0->rows_3))
         {
-            _S174 = (place_0->column_2 + _S173) < (place_0->columns_1);
+            _S175 = (place_0->column_2 + _S174) < (place_0->columns_1);
         }
         else
         {
-            _S174 = false;
+            _S175 = false;
         }
     }
-    float _S175;
-    if(_S174)
+    float _S176;
+    if(_S175)
     {
-        uint _S176 = Place_at_0(place_0, _S172, _S173);
-        float _S177 = factor_0 * *&((&sums_2->halves_0[0U])->x);
-        float * _S178 = (&(result_3)[_S176]);
+        uint _S177 = Place_at_0(place_0, _S173, _S174);
+        float _S178 = factor_0 * *&((&sums_2->halves_0[0U])->x);
+        float * _S179 = (&(result_3)[_S177]);
         if(accumulate_1)
         {
-            _S175 = *(&(result_3)[_S176]) + _S177;
+            _S176 = *(&(result_3)[_S177]) + _S178;
         }
         else
         {
-            _S175 = _S177;
+            _S176 = _S178;
         }
-        *_S178 = _S175;
+        *_S179 = _S176;
     }
-    uint _S179 = _S171 / 4U;
-    uint _S180 = _S173 + 1U;
+    uint _S180 = _S172 / 4U;
+    uint _S181 = _S174 + 1U;
     if(whole_0)
     {
-        _S174 = true;
+        _S175 = true;
     }
     else
     {
-        if((place_0->row_3 + _S179) < (place_0->rows_3))
+        if((place_0->row_3 + _S180) < (place_0->rows_3))
         {
-            _S174 = (place_0->column_2 + _S180) < (place_0->columns_1);
+            _S175 = (place_0->column_2 + _S181) < (place_0->columns_1);
         }
         else
         {
-            _S174 = false;
+            _S175 = false;
         }
     }
-    if(_S174)
+    if(_S175)
     {
-        uint _S181 = Place_at_0(place_0, _S179, _S180);
-        float _S182 = factor_0 * *&((&sums_2->halves_0[0U])->y);
-        float * _S183 = (&(result_3)[_S181]);
+        uint _S182 = Place_at_0(place_0, _S180, _S181);
+        float _S183 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        float * _S184 = (&(result_3)[_S182]);
         if(accumulate_1)
         {
-            _S175 = *(&(result_3)[_S181]) + _S182;
+            _S176 = *(&(result_3)[_S182]) + _S183;
         }
         else
         {
-            _S175 = _S182;
+            _S176 = _S183;
         }
-        *_S183 = _S175;
+        *_S184 = _S176;
     }
-    uint _S184 = _S171 / 4U + 8U;
+    uint _S185 = _S172 / 4U + 8U;
     if(whole_0)
     {
-        _S174 = true;
+        _S175 = true;
     }
     else
     {
-        if((place_0->row_3 + _S184) < (place_0->rows_3))
+        if((place_0->row_3 + _S185) < (place_0->rows_3))
         {
-            _S174 = (place_0->column_2 + _S173) < (place_0->columns_1);
+            _S175 = (place_0->column_2 + _S174) < (place_0->columns_1);
         }
         else
         {
-            _S174 = false;
+            _S175 = false;
         }
     }
-    if(_S174)
+    if(_S175)
     {
-        uint _S185 = Place_at_0(place_0, _S184, _S173);
-        float _S186 = factor_0 * *&((&sums_2->halves_0[0U])->z);
-        float * _S187 = (&(result_3)[_S185]);
+        uint _S186 = Place_at_0(place_0, _S185, _S174);
+        float _S187 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        float * _S188 = (&(result_3)[_S186]);
         if(accumulate_1)
         {
-            _S175 = *(&(result_3)[_S185]) + _S186;
+            _S176 = *(&(result_3)[_S186]) + _S187;
         }
         else
         {
-            _S175 = _S186;
+            _S176 = _S187;
         }
-        *_S187 = _S175;
+        *_S188 = _S176;
     }
-    uint _S188 = _S171 / 4U + 8U;
+    uint _S189 = _S172 / 4U + 8U;
     if(whole_0)
     {
-        _S174 = true;
+        _S175 = true;
     }
     else
     {
-        if((place_0->row_3 + _S188) < (place_0->rows_3))
+        if((place_0->row_3 + _S189) < (place_0->rows_3))
         {
-            _S174 = (place_0->column_2 + _S180) < (place_0->columns_1);
+            _S175 = (place_0->column_2 + _S181) < (place_0->columns_1);
         }
         else
         {
-            _S174 = false;
+            _S175 = false;
         }
     }
-    if(_S174)
+    if(_S175)
     {
-        uint _S189 = Place_at_0(place_0, _S188, _S180);
-        float _S190 = factor_0 * *&((&sums_2->halves_0[0U])->w);
-        float * _S191 = (&(result_3)[_S189]);
+        uint _S190 = Place_at_0(place_0, _S189, _S181);
+        float _S191 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        float * _S192 = (&(result_3)[_S190]);
         if(accumulate_1)
         {
-            _S175 = *(&(result_3)[_S189]) + _S190;
+            _S176 = *(&(result_3)[_S190]) + _S191;
         }
         else
         {
-            _S175 = _S190;
+            _S176 = _S191;
         }
-        *_S191 = _S175;
+        *_S192 = _S176;
     }
-    uint _S192 = _S171 / 4U;
-    uint _S193 = 8U + _S173;
+    uint _S193 = _S172 / 4U;
+    uint _S194 = 8U + _S174;
     if(whole_0)
     {
-        _S174 = true;
+        _S175 = true;
     }
     else
     {
-        if((place_0->row_3 + _S192) < (place_0->rows_3))
+        if((place_0->row_3 + _S193) < (place_0->rows_3))
         {
-            _S174 = (place_0->column_2 + _S193) < (place_0->columns_1);
+            _S175 = (place_0->column_2 + _S194) < (place_0->columns_1);
         }
         else
         {
-            _S174 = false;
+            _S175 = false;
         }
     }
-    if(_S174)
+    if(_S175)
     {
-        uint _S194 = Place_at_0(place_0, _S192, _S193);
-        float _S195 = factor_0 * *&((&sums_2->halves_0[1U])->x);
-        float * _S196 = (&(result_3)[_S194]);
+        uint _S195 = Place_at_0(place_0, _S193, _S194);
+        float _S196 = factor_0 * *&((&sums_2->halves_0[1U])->x);
+        float * _S197 = (&(result_3)[_S195]);
         if(accumulate_1)
         {
-            _S175 = *(&(result_3)[_S194]) + _S195;
+            _S176 = *(&(result_3)[_S195]) + _S196;
         }
         else
         {
-            _S175 = _S195;
+            _S176 = _S196;
         }
-        *_S196 = _S175;
+        *_S197 = _S176;
     }
-    uint _S197 = _S171 / 4U;
-    uint _S198 = _S193 + 1U;
+    uint _S198 = _S172 / 4U;
+    uint _S199 = _S194 + 1U;
     if(whole_0)
     {
-        _S174 = true;
+        _S175 = true;
     }
     else
     {
-        if((place_0->row_3 + _S197) < (place_0->rows_3))
+        if((place_0->row_3 + _S198) < (place_0->rows_3))
         {
-            _S174 = (place_0->column_2 + _S198) < (place_0->columns_1);
+            _S175 = (place_0->column_2 + _S199) < (place_0->columns_1);
         }
         else
         {
-            _S174 = false;
+            _S175 = false;
         }
     }
-    if(_S174)
+    if(_S175)
     {
-        uint _S199 = Place_at_0(place_0, _S197, _S198);
-        float _S200 = factor_0 * *&((&sums_2->halves_0[1U])->y);
-        float * _S201 = (&(result_3)[_S199]);
+        uint _S200 = Place_at_0(place_0, _S198, _S199);
+        float _S201 = factor_0 * *&((&sums_2->halves_0[1U])->y);
+        float * _S202 = (&(result_3)[_S200]);
         if(accumulate_1)
         {
-            _S175 = *(&(result_3)[_S199]) + _S200;
+            _S176 = *(&(result_3)[_S200]) + _S201;
         }
         else
         {
-            _S175 = _S200;
+            _S176 = _S201;
         }
-        *_S201 = _S175;
+        *_S202 = _S176;
     }
-    uint _S202 = _S171 / 4U + 8U;
+    uint _S203 = _S172 / 4U + 8U;
     if(whole_0)
     {
-        _S174 = true;
+        _S175 = true;
     }
     else
     {
-        if((place_0->row_3 + _S202) < (place_0->rows_3))
+        if((place_0->row_3 + _S203) < (place_0->rows_3))
         {
-            _S174 = (place_0->column_2 + _S193) < (place_0->columns_1);
+            _S175 = (place_0->column_2 + _S194) < (place_0->columns_1);
         }
         else
         {
-            _S174 = false;
+            _S175 = false;
         }
     }
-    if(_S174)
+    if(_S175)
     {
-        uint _S203 = Place_at_0(place_0, _S202, _S193);
-        float _S204 = factor_0 * *&((&sums_2->halves_0[1U])->z);
-        float * _S205 = (&(result_3)[_S203]);
+        uint _S204 = Place_at_0(place_0, _S203, _S194);
+        float _S205 = factor_0 * *&((&sums_2->halves_0[1U])->z);
+        float * _S206 = (&(result_3)[_S204]);
         if(accumulate_1)
         {
-            _S175 = *(&(result_3)[_S203]) + _S204;
+            _S176 = *(&(result_3)[_S204]) + _S205;
         }
         else
         {
-            _S175 = _S204;
+            _S176 = _S205;
         }
-        *_S205 = _S175;
+        *_S206 = _S176;
     }
-    uint _S206 = _S171 / 4U + 8U;
+    uint _S207 = _S172 / 4U + 8U;
     if(whole_0)
     {
-        _S174 = true;
+        _S175 = true;
     }
     else
     {
-        if((place_0->row_3 + _S206) < (place_0->rows_3))
+        if((place_0->row_3 + _S207) < (place_0->rows_3))
         {
-            _S174 = (place_0->column_2 + _S198) < (place_0->columns_1);
+            _S175 = (place_0->column_2 + _S199) < (place_0->columns_1);
         }
         else
         {
-            _S174 = false;
+            _S175 = false;
         }
     }
-    if(_S174)
+    if(_S175)
     {
-        uint _S207 = Place_at_0(place_0, _S206, _S198);
-        float _S208 = factor_0 * *&((&sums_2->halves_0[1U])->w);
-        float * _S209 = (&(result_3)[_S207]);
+        uint _S208 = Place_at_0(place_0, _S207, _S199);
+        float _S209 = factor_0 * *&((&sums_2->halves_0[1U])->w);
+        float * _S210 = (&(result_3)[_S208]);
         if(accumulate_1)
         {
-            _S175 = *(&(result_3)[_S207]) + _S208;
+            _S176 = *(&(result_3)[_S208]) + _S209;
         }
         else
         {
-            _S175 = _S208;
+            _S176 = _S209;
         }
-        *_S209 = _S175;
+        *_S210 = _S176;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S210 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S211 = (_S210 + 128U - 1U) / 128U;
-    uint _S212 = group_number_0(group_1);
-    uint _S213 = p_1->n_0;
-    if(_S212 >= (_S211 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S211 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S212 = (_S211 + 128U - 1U) / 128U;
+    uint _S213 = group_number_0(group_1);
+    uint _S214 = p_1->n_0;
+    if(_S213 >= (_S212 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S214 = _S212 % _S211;
-    uint _S215 = _S214 * 128U;
-    uint _S216 = _S212 / _S211;
-    uint _S217 = _S216 * 128U;
-    uint _S218 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S219 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S220 = thread_1 / 4U;
-    uint _S221 = thread_1 % 4U;
+    uint _S215 = _S213 % _S212;
+    uint _S216 = _S215 * 128U;
+    uint _S217 = _S213 / _S212;
+    uint _S218 = _S217 * 128U;
+    uint _S219 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S220 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S221 = thread_1 / 4U;
+    uint _S222 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S215;
-    (&operands_0)->side_0 = _S217;
-    (&operands_0)->rows_1 = _S210;
+    (&operands_0)->top_0 = _S216;
+    (&operands_0)->side_0 = _S218;
+    (&operands_0)->rows_1 = _S211;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S222 = no_sums_0();
-    sums_3[0U][0U] = _S222;
-    sums_3[0U][1U] = _S222;
-    sums_3[0U][2U] = _S222;
-    sums_3[0U][3U] = _S222;
-    sums_3[1U][0U] = _S222;
-    sums_3[1U][1U] = _S222;
-    sums_3[1U][2U] = _S222;
-    sums_3[1U][3U] = _S222;
-    sums_3[2U][0U] = _S222;
-    sums_3[2U][1U] = _S222;
-    sums_3[2U][2U] = _S222;
-    sums_3[2U][3U] = _S222;
-    sums_3[3U][0U] = _S222;
-    sums_3[3U][1U] = _S222;
-    sums_3[3U][2U] = _S222;
-    sums_3[3U][3U] = _S222;
-    Operands_0 _S223 = operands_0;
-    Parts_0 _S224 = Operands_load_0(&_S223, 0U, _S220, _S221);
+    Sums_0 _S223 = no_sums_0();
+    sums_3[0U][0U] = _S223;
+    sums_3[0U][1U] = _S223;
+    sums_3[0U][2U] = _S223;
+    sums_3[0U][3U] = _S223;
+    sums_3[1U][0U] = _S223;
+    sums_3[1U][1U] = _S223;
+    sums_3[1U][2U] = _S223;
+    sums_3[1U][3U] = _S223;
+    sums_3[2U][0U] = _S223;
+    sums_3[2U][1U] = _S223;
+    sums_3[2U][2U] = _S223;
+    sums_3[2U][3U] = _S223;
+    sums_3[3U][0U] = _S223;
+    sums_3[3U][1U] = _S223;
+    sums_3[3U][2U] = _S223;
+    sums_3[3U][3U] = _S223;
+    Operands_0 _S224 = operands_0;
+    Parts_0 _S225 = Operands_load_0(&_S224, 0U, _S221, _S222);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S224;
+    Parts_0 parts_1 = _S225;
     for(;;)
     {
-        uint _S225 = p_1->k_0;
+        uint _S226 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -808,205 +814,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S226 = parts_1;
-        Parts_store_0(&_S226, _S220, _S221);
+        Parts_0 _S227 = parts_1;
+        Parts_store_0(&_S227, _S221, _S222);
         __syncthreads();
-        uint _S227 = begin_1 + 32U;
-        uint _S228 = (U32_min((_S227), (_S225 - 32U)));
-        Operands_0 _S229 = operands_0;
-        Parts_0 _S230 = Operands_load_0(&_S229, _S228, _S220, _S221);
-        multiply_0(&sums_3, _S218, _S219, thread_1 % 32U);
+        uint _S228 = begin_1 + 32U;
+        uint _S229 = (U32_min((_S228), (_S226 - 32U)));
+        Operands_0 _S230 = operands_0;
+        Parts_0 _S231 = Operands_load_0(&_S230, _S229, _S221, _S222);
+        multiply_0(&sums_3, _S219, _S220, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S227;
-        parts_1 = _S230;
+        begin_1 = _S228;
+        parts_1 = _S231;
     }
-    bool _S231;
-    if((_S215 + 128U) <= _S210)
+    bool _S232;
+    if((_S216 + 128U) <= _S211)
     {
-        _S231 = (_S217 + 128U) <= _S213;
+        _S232 = (_S218 + 128U) <= _S214;
     }
     else
     {
-        _S231 = false;
+        _S232 = false;
     }
     Place_0 place_1;
-    uint _S232 = _S215 + _S218;
-    (&place_1)->row_3 = _S232;
-    uint _S233 = _S217 + _S219;
-    (&place_1)->column_2 = _S233;
-    (&place_1)->rows_3 = _S210;
-    (&place_1)->columns_1 = _S213;
-    uint _S234 = p_1->out_offset_0;
+    uint _S233 = _S216 + _S219;
+    (&place_1)->row_3 = _S233;
+    uint _S234 = _S218 + _S220;
+    (&place_1)->column_2 = _S234;
+    (&place_1)->rows_3 = _S211;
+    (&place_1)->columns_1 = _S214;
+    uint _S235 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S235 = p_1->out_stride_0;
+    uint _S236 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S236 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S237 = sums_3[0U][0U];
-    Place_0 _S238 = place_1;
-    write_0(&_S237, 16.0f, result_4, &_S238, _S236, _S231, thread_1);
+    bool _S237 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S238 = sums_3[0U][0U];
+    Place_0 _S239 = place_1;
+    write_0(&_S238, 16.0f, result_4, &_S239, _S237, _S232, thread_1);
     Place_0 place_2;
-    (&place_2)->row_3 = _S232;
-    uint _S239 = _S233 + 16U;
-    (&place_2)->column_2 = _S239;
-    (&place_2)->rows_3 = _S210;
-    (&place_2)->columns_1 = _S213;
-    (&place_2)->offset_3 = _S234;
-    (&place_2)->stride_0 = _S235;
-    Sums_0 _S240 = sums_3[0U][1U];
-    Place_0 _S241 = place_2;
-    write_0(&_S240, 16.0f, result_4, &_S241, _S236, _S231, thread_1);
+    (&place_2)->row_3 = _S233;
+    uint _S240 = _S234 + 16U;
+    (&place_2)->column_2 = _S240;
+    (&place_2)->rows_3 = _S211;
+    (&place_2)->columns_1 = _S214;
+    (&place_2)->offset_3 = _S235;
+    (&place_2)->stride_0 = _S236;
+    Sums_0 _S241 = sums_3[0U][1U];
+    Place_0 _S242 = place_2;
+    write_0(&_S241, 16.0f, result_4, &_S242, _S237, _S232, thread_1);
     Place_0 place_3;
-    (&place_3)->row_3 = _S232;
-    uint _S242 = _S233 + 32U;
-    (&place_3)->column_2 = _S242;
-    (&place_3)->rows_3 = _S210;
-    (&place_3)->columns_1 = _S213;
-    (&place_3)->offset_3 = _S234;
-    (&place_3)->stride_0 = _S235;
-    Sums_0 _S243 = sums_3[0U][2U];
-    Place_0 _S244 = place_3;
-    write_0(&_S243, 16.0f, result_4, &_S244, _S236, _S231, thread_1);
+    (&place_3)->row_3 = _S233;
+    uint _S243 = _S234 + 32U;
+    (&place_3)->column_2 = _S243;
+    (&place_3)->rows_3 = _S211;
+    (&place_3)->columns_1 = _S214;
+    (&place_3)->offset_3 = _S235;
+    (&place_3)->stride_0 = _S236;
+    Sums_0 _S244 = sums_3[0U][2U];
+    Place_0 _S245 = place_3;
+    write_0(&_S244, 16.0f, result_4, &_S245, _S237, _S232, thread_1);
     Place_0 place_4;
-    (&place_4)->row_3 = _S232;
-    uint _S245 = _S233 + 48U;
-    (&place_4)->column_2 = _S245;
-    (&place_4)->rows_3 = _S210;
-    (&place_4)->columns_1 = _S213;
-    (&place_4)->offset_3 = _S234;
-    (&place_4)->stride_0 = _S235;
-    Sums_0 _S246 = sums_3[0U][3U];
-    Place_0 _S247 = place_4;
-    write_0(&_S246, 16.0f, result_4, &_S247, _S236, _S231, thread_1);
+    (&place_4)->row_3 = _S233;
+    uint _S246 = _S234 + 48U;
+    (&place_4)->column_2 = _S246;
+    (&place_4)->rows_3 = _S211;
+    (&place_4)->columns_1 = _S214;
+    (&place_4)->offset_3 = _S235;
+    (&place_4)->stride_0 = _S236;
+    Sums_0 _S247 = sums_3[0U][3U];
+    Place_0 _S248 = place_4;
+    write_0(&_S247, 16.0f, result_4, &_S248, _S237, _S232, thread_1);
     Place_0 place_5;
-    uint _S248 = _S232 + 16U;
-    (&place_5)->row_3 = _S248;
-    (&place_5)->column_2 = _S233;
-    (&place_5)->rows_3 = _S210;
-    (&place_5)->columns_1 = _S213;
-    (&place_5)->offset_3 = _S234;
-    (&place_5)->stride_0 = _S235;
-    Sums_0 _S249 = sums_3[1U][0U];
-    Place_0 _S250 = place_5;
-    write_0(&_S249, 16.0f, result_4, &_S250, _S236, _S231, thread_1);
+    uint _S249 = _S233 + 16U;
+    (&place_5)->row_3 = _S249;
+    (&place_5)->column_2 = _S234;
+    (&place_5)->rows_3 = _S211;
+    (&place_5)->columns_1 = _S214;
+    (&place_5)->offset_3 = _S235;
+    (&place_5)->stride_0 = _S236;
+    Sums_0 _S250 = sums_3[1U][0U];
+    Place_0 _S251 = place_5;
+    write_0(&_S250, 16.0f, result_4, &_S251, _S237, _S232, thread_1);
     Place_0 place_6;
-    (&place_6)->row_3 = _S248;
-    (&place_6)->column_2 = _S239;
-    (&place_6)->rows_3 = _S210;
-    (&place_6)->columns_1 = _S213;
-    (&place_6)->offset_3 = _S234;
-    (&place_6)->stride_0 = _S235;
-    Sums_0 _S251 = sums_3[1U][1U];
-    Place_0 _S252 = place_6;
-    write_0(&_S251, 16.0f, result_4, &_S252, _S236, _S231, thread_1);
+    (&place_6)->row_3 = _S249;
+    (&place_6)->column_2 = _S240;
+    (&place_6)->rows_3 = _S211;
+    (&place_6)->columns_1 = _S214;
+    (&place_6)->offset_3 = _S235;
+    (&place_6)->stride_0 = _S236;
+    Sums_0 _S252 = sums_3[1U][1U];
+    Place_0 _S253 = place_6;
+    write_0(&_S252, 16.0f, result_4, &_S253, _S237, _S232, thread_1);
     Place_0 place_7;
-    (&place_7)->row_3 = _S248;
-    (&place_7)->column_2 = _S242;
-    (&place_7)->rows_3 = _S210;
-    (&place_7)->columns_1 = _S213;
-    (&place_7)->offset_3 = _S234;
-    (&place_7)->stride_0 = _S235;
-    Sums_0 _S253 = sums_3[1U][2U];
-    Place_0 _S254 = place_7;
-    write_0(&_S253, 16.0f, result_4, &_S254, _S236, _S231, thread_1);
+    (&place_7)->row_3 = _S249;
+    (&place_7)->column_2 = _S243;
+    (&place_7)->rows_3 = _S211;
+    (&place_7)->columns_1 = _S214;
+    (&place_7)->offset_3 = _S235;
+    (&place_7)->stride_0 = _S236;
+    Sums_0 _S254 = sums_3[1U][2U];
+    Place_0 _S255 = place_7;
+    write_0(&_S254, 16.0f, result_4, &_S255, _S237, _S232, thread_1);
     Place_0 place_8;
-    (&place_8)->row_3 = _S248;
-    (&place_8)->column_2 = _S245;
-    (&place_8)->rows_3 = _S210;
-    (&place_8)->columns_1 = _S213;
-    (&place_8)->offset_3 = _S234;
-    (&place_8)->stride_0 = _S235;
-    Sums_0 _S255 = sums_3[1U][3U];
-    Place_0 _S256 = place_8;
-    write_0(&_S255, 16.0f, result_4, &_S256, _S236, _S231, thread_1);
+    (&place_8)->row_3 = _S249;
+    (&place_8)->column_2 = _S246;
+    (&place_8)->rows_3 = _S211;
+    (&place_8)->columns_1 = _S214;
+    (&place_8)->offset_3 = _S235;
+    (&place_8)->stride_0 = _S236;
+    Sums_0 _S256 = sums_3[1U][3U];
+    Place_0 _S257 = place_8;
+    write_0(&_S256, 16.0f, result_4, &_S257, _S237, _S232, thread_1);
     Place_0 place_9;
-    uint _S257 = _S232 + 32U;
-    (&place_9)->row_3 = _S257;
-    (&place_9)->column_2 = _S233;
-    (&place_9)->rows_3 = _S210;
-    (&place_9)->columns_1 = _S213;
-    (&place_9)->offset_3 = _S234;
-    (&place_9)->stride_0 = _S235;
-    Sums_0 _S258 = sums_3[2U][0U];
-    Place_0 _S259 = place_9;
-    write_0(&_S258, 16.0f, result_4, &_S259, _S236, _S231, thread_1);
+    uint _S258 = _S233 + 32U;
+    (&place_9)->row_3 = _S258;
+    (&place_9)->column_2 = _S234;
+    (&place_9)->rows_3 = _S211;
+    (&place_9)->columns_1 = _S214;
+    (&place_9)->offset_3 = _S235;
+    (&place_9)->stride_0 = _S236;
+    Sums_0 _S259 = sums_3[2U][0U];
+    Place_0 _S260 = place_9;
+    write_0(&_S259, 16.0f, result_4, &_S260, _S237, _S232, thread_1);
     Place_0 place_10;
-    (&place_10)->row_3 = _S257;
-    (&place_10)->column_2 = _S239;
-    (&place_10)->rows_3 = _S210;
-    (&place_10)->columns_1 = _S213;
-    (&place_10)->offset_3 = _S234;
-    (&place_10)->stride_0 = _S235;
-    Sums_0 _S260 = sums_3[2U][1U];
-    Place_0 _S261 = place_10;
-    write_0(&_S260, 16.0f, result_4, &_S261, _S236, _S231, thread_1);
+    (&place_10)->row_3 = _S258;
+    (&place_10)->column_2 = _S240;
+    (&place_10)->rows_3 = _S211;
+    (&place_10)->columns_1 = _S214;
+    (&place_10)->offset_3 = _S235;
+    (&place_10)->stride_0 = _S236;
+    Sums_0 _S261 = sums_3[2U][1U];
+    Place_0 _S262 = place_10;
+    write_0(&_S261, 16.0f, result_4, &_S262, _S237, _S232, thread_1);
     Place_0 place_11;
-    (&place_11)->row_3 = _S257;
-    (&place_11)->column_2 = _S242;
-    (&place_11)->rows_3 = _S210;
-    (&place_11)->columns_1 = _S213;
-    (&place_11)->offset_3 = _S234;
-    (&place_11)->stride_0 = _S235;
-    Sums_0 _S262 = sums_3[2U][2U];
-    Place_0 _S263 = place_11;
-    write_0(&_S262, 16.0f, result_4, &_S263, _S236, _S231, thread_1);
+    (&place_11)->row_3 = _S258;
+    (&place_11)->column_2 = _S243;
+    (&place_11)->rows_3 = _S211;
+    (&place_11)->columns_1 = _S214;
+    (&place_11)->offset_3 = _S235;
+    (&place_11)->stride_0 = _S236;
+    Sums_0 _S263 = sums_3[2U][2U];
+    Place_0 _S264 = place_11;
+    write_0(&_S263, 16.0f, result_4, &_S264, _S237, _S232, thread_1);
     Place_0 place_12;
-    (&place_12)->row_3 = _S257;
-    (&place_12)->column_2 = _S245;
-    (&place_12)->rows_3 = _S210;
-    (&place_12)->columns_1 = _S213;
-    (&place_12)->offset_3 = _S234;
-    (&place_12)->stride_0 = _S235;
-    Sums_0 _S264 = sums_3[2U][3U];
-    Place_0 _S265 = place_12;
-    write_0(&_S264, 16.0f, result_4, &_S265, _S236, _S231, thread_1);
+    (&place_12)->row_3 = _S258;
+    (&place_12)->column_2 = _S246;
+    (&place_12)->rows_3 = _S211;
+    (&place_12)->columns_1 = _S214;
+    (&place_12)->offset_3 = _S235;
+    (&place_12)->stride_0 = _S236;
+    Sums_0 _S265 = sums_3[2U][3U];
+    Place_0 _S266 = place_12;
+    write_0(&_S265, 16.0f, result_4, &_S266, _S237, _S232, thread_1);
     Place_0 place_13;
-    uint _S266 = _S232 + 48U;
-    (&place_13)->row_3 = _S266;
-    (&place_13)->column_2 = _S233;
-    (&place_13)->rows_3 = _S210;
-    (&place_13)->columns_1 = _S213;
-    (&place_13)->offset_3 = _S234;
-    (&place_13)->stride_0 = _S235;
-    Sums_0 _S267 = sums_3[3U][0U];
-    Place_0 _S268 = place_13;
-    write_0(&_S267, 16.0f, result_4, &_S268, _S236, _S231, thread_1);
+    uint _S267 = _S233 + 48U;
+    (&place_13)->row_3 = _S267;
+    (&place_13)->column_2 = _S234;
+    (&place_13)->rows_3 = _S211;
+    (&place_13)->columns_1 = _S214;
+    (&place_13)->offset_3 = _S235;
+    (&place_13)->stride_0 = _S236;
+    Sums_0 _S268 = sums_3[3U][0U];
+    Place_0 _S269 = place_13;
+    write_0(&_S268, 16.0f, result_4, &_S269, _S237, _S232, thread_1);
     Place_0 place_14;
-    (&place_14)->row_3 = _S266;
-    (&place_14)->column_2 = _S239;
-    (&place_14)->rows_3 = _S210;
-    (&place_14)->columns_1 = _S213;
-    (&place_14)->offset_3 = _S234;
-    (&place_14)->stride_0 = _S235;
-    Sums_0 _S269 = sums_3[3U][1U];
-    Place_0 _S270 = place_14;
-    write_0(&_S269, 16.0f, result_4, &_S270, _S236, _S231, thread_1);
+    (&place_14)->row_3 = _S267;
+    (&place_14)->column_2 = _S240;
+    (&place_14)->rows_3 = _S211;
+    (&place_14)->columns_1 = _S214;
+    (&place_14)->offset_3 = _S235;
+    (&place_14)->stride_0 = _S236;
+    Sums_0 _S270 = sums_3[3U][1U];
+    Place_0 _S271 = place_14;
+    write_0(&_S270, 16.0f, result_4, &_S271, _S237, _S232, thread_1);
     Place_0 place_15;
-    (&place_15)->row_3 = _S266;
-    (&place_15)->column_2 = _S242;
-    (&place_15)->rows_3 = _S210;
-    (&place_15)->columns_1 = _S213;
-    (&place_15)->offset_3 = _S234;
-    (&place_15)->stride_0 = _S235;
-    Sums_0 _S271 = sums_3[3U][2U];
-    Place_0 _S272 = place_15;
-    write_0(&_S271, 16.0f, result_4, &_S272, _S236, _S231, thread_1);
+    (&place_15)->row_3 = _S267;
+    (&place_15)->column_2 = _S243;
+    (&place_15)->rows_3 = _S211;
+    (&place_15)->columns_1 = _S214;
+    (&place_15)->offset_3 = _S235;
+    (&place_15)->stride_0 = _S236;
+    Sums_0 _S272 = sums_3[3U][2U];
+    Place_0 _S273 = place_15;
+    write_0(&_S272, 16.0f, result_4, &_S273, _S237, _S232, thread_1);
     Place_0 place_16;
-    (&place_16)->row_3 = _S266;
-    (&place_16)->column_2 = _S245;
-    (&place_16)->rows_3 = _S210;
-    (&place_16)->columns_1 = _S213;
-    (&place_16)->offset_3 = _S234;
-    (&place_16)->stride_0 = _S235;
-    Sums_0 _S273 = sums_3[3U][3U];
-    Place_0 _S274 = place_16;
-    write_0(&_S273, 16.0f, result_4, &_S274, _S236, _S231, thread_1);
+    (&place_16)->row_3 = _S267;
+    (&place_16)->column_2 = _S246;
+    (&place_16)->rows_3 = _S211;
+    (&place_16)->columns_1 = _S214;
+    (&place_16)->offset_3 = _S235;
+    (&place_16)->stride_0 = _S236;
+    Sums_0 _S274 = sums_3[3U][3U];
+    Place_0 _S275 = place_16;
+    write_0(&_S274, 16.0f, result_4, &_S275, _S237, _S232, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q4_0(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_5, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S275 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S276 = p_2;
-    gemm_0(blockIdx, _S275, x_5, weight_2, result_5, batch_2, &_S276);
+    uint _S276 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S277 = p_2;
+    gemm_0(blockIdx, _S276, x_5, weight_2, result_5, batch_2, &_S277);
     return;
 }

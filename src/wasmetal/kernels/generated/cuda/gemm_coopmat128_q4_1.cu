@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
@@ -107,27 +113,27 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = (row_0 + 64U) * 5U;
-    uint _S15 = _S14 + eight_0;
-    uint4  _S16 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
-    put_0(_S15, _S16);
-    uint _S17 = (row_0 + 96U) * 5U;
-    uint _S18 = _S17 + eight_0;
-    uint4  _S19 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
-    put_0(_S18, _S19);
-    uint _S20 = 8U * eight_0;
-    put_0(640U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S20));
-    put_0(640U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S20));
-    put_0(640U + _S14 + eight_0, Others_decode_0(this_0->right_0[2U], _S20));
-    put_0(640U + _S17 + eight_0, Others_decode_0(this_0->right_0[3U], _S20));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = (row_0 + 64U) * 5U;
+    uint _S16 = _S15 + eight_0;
+    uint4  _S17 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
+    put_0(_S16, _S17);
+    uint _S18 = (row_0 + 96U) * 5U;
+    uint _S19 = _S18 + eight_0;
+    uint4  _S20 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
+    put_0(_S19, _S20);
+    uint _S21 = 8U * eight_0;
+    put_0(640U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S21));
+    put_0(640U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S21));
+    put_0(640U + _S15 + eight_0, Others_decode_0(this_0->right_0[2U], _S21));
+    put_0(640U + _S18 + eight_0, Others_decode_0(this_0->right_0[3U], _S21));
     return;
 }
 
@@ -163,86 +169,86 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ float4  nibbles_0(uint word_1)
 {
-    uint4  _S21 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
-    float4  _S22 = make_float4 ((float)_S21.x, (float)_S21.y, (float)_S21.z, (float)_S21.w);
-    return _S22;
+    uint4  _S22 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
+    float4  _S23 = make_float4 ((float)_S22.x, (float)_S22.y, (float)_S22.z, (float)_S22.w);
+    return _S23;
 }
 
 __device__ float4  Q4_1_four_0(StructuredBuffer<uint> words_0, uint offset_0, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S23 = offset_0 + (row_1 * (columns_0 / 32U) + column_1 / 32U) * 5U;
-    uint _S24 = __ldg((&(words_0)[_S23]));
-    float2  _S25 = halves_0(_S24);
-    float _S26 = _S25.x;
-    uint _S27 = __ldg((&(words_0)[_S23 + 1U + column_1 % 16U / 4U]));
-    return make_float4 (_S26) * nibbles_0(_S27 >> (column_1 % 32U / 16U * 4U)) + make_float4 (_S25.y);
+    uint _S24 = offset_0 + (row_1 * (columns_0 / 32U) + column_1 / 32U) * 5U;
+    uint _S25 = __ldg((&(words_0)[_S24]));
+    float2  _S26 = halves_0(_S25);
+    float _S27 = _S26.x;
+    uint _S28 = __ldg((&(words_0)[_S24 + 1U + column_1 % 16U / 4U]));
+    return make_float4 (_S27) * nibbles_0(_S28 >> (column_1 % 32U / 16U * 4U)) + make_float4 (_S26.y);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S28 = eight_halves_0(Q4_1_four_0(words_1, offset_1, columns_1, row_2, column_2), Q4_1_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
-    return _S28;
+    uint4  _S29 = eight_halves_0(Q4_1_four_0(words_1, offset_1, columns_1, row_2, column_2), Q4_1_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
+    return _S29;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S29 = (&this_1->p_0)->x_offset_0;
-    uint _S30 = this_1->top_0 + row_3;
-    uint _S31 = this_1->rows_1 - 1U;
-    uint _S32 = (&this_1->p_0)->x_stride_0;
-    uint _S33 = 2U * eight_1;
-    uint _S34 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S30), (_S31))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S33;
+    uint _S30 = (&this_1->p_0)->x_offset_0;
+    uint _S31 = this_1->top_0 + row_3;
+    uint _S32 = this_1->rows_1 - 1U;
+    uint _S33 = (&this_1->p_0)->x_stride_0;
+    uint _S34 = 2U * eight_1;
+    uint _S35 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S31), (_S32))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S34;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S35 = this_1->x_3;
-    float4  _S36 = __ldg((&(this_1->x_3)[_S34]));
-    float4  _S37 = __ldg((&(_S35)[_S34 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S36;
-    (&parts_0)->left_0[0U][int(1)] = _S37;
-    uint _S38 = (_S29 + (U32_min((_S30 + 32U), (_S31))) * _S32 + begin_0) / 4U + _S33;
-    float4  _S39 = __ldg((&(_S35)[_S38]));
-    float4  _S40 = __ldg((&(_S35)[_S38 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S39;
-    (&parts_0)->left_0[1U][int(1)] = _S40;
-    uint _S41 = (_S29 + (U32_min((_S30 + 64U), (_S31))) * _S32 + begin_0) / 4U + _S33;
-    float4  _S42 = __ldg((&(_S35)[_S41]));
-    float4  _S43 = __ldg((&(_S35)[_S41 + 1U]));
-    (&parts_0)->left_0[2U][int(0)] = _S42;
-    (&parts_0)->left_0[2U][int(1)] = _S43;
-    uint _S44 = (_S29 + (U32_min((_S30 + 96U), (_S31))) * _S32 + begin_0) / 4U + _S33;
-    float4  _S45 = __ldg((&(_S35)[_S44]));
-    float4  _S46 = __ldg((&(_S35)[_S44 + 1U]));
-    (&parts_0)->left_0[3U][int(0)] = _S45;
-    (&parts_0)->left_0[3U][int(1)] = _S46;
-    uint _S47 = this_1->side_0 + row_3;
-    uint _S48 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S49 = this_1->weight_0;
-    uint _S50 = (&this_1->p_0)->weight_offset_0;
-    uint _S51 = (&this_1->p_0)->k_0;
-    uint _S52 = begin_0 + 8U * eight_1;
-    uint4  _S53 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S47), (_S48))), _S52);
-    (&parts_0)->right_0[0U] = _S53;
-    uint4  _S54 = Others_fetch_0(_S49, _S50, _S51, (U32_min((_S47 + 32U), (_S48))), _S52);
-    (&parts_0)->right_0[1U] = _S54;
-    uint4  _S55 = Others_fetch_0(_S49, _S50, _S51, (U32_min((_S47 + 64U), (_S48))), _S52);
-    (&parts_0)->right_0[2U] = _S55;
-    uint4  _S56 = Others_fetch_0(_S49, _S50, _S51, (U32_min((_S47 + 96U), (_S48))), _S52);
-    (&parts_0)->right_0[3U] = _S56;
+    StructuredBuffer<float4 > _S36 = this_1->x_3;
+    float4  _S37 = __ldg((&(this_1->x_3)[_S35]));
+    float4  _S38 = __ldg((&(_S36)[_S35 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S37;
+    (&parts_0)->left_0[0U][int(1)] = _S38;
+    uint _S39 = (_S30 + (U32_min((_S31 + 32U), (_S32))) * _S33 + begin_0) / 4U + _S34;
+    float4  _S40 = __ldg((&(_S36)[_S39]));
+    float4  _S41 = __ldg((&(_S36)[_S39 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S40;
+    (&parts_0)->left_0[1U][int(1)] = _S41;
+    uint _S42 = (_S30 + (U32_min((_S31 + 64U), (_S32))) * _S33 + begin_0) / 4U + _S34;
+    float4  _S43 = __ldg((&(_S36)[_S42]));
+    float4  _S44 = __ldg((&(_S36)[_S42 + 1U]));
+    (&parts_0)->left_0[2U][int(0)] = _S43;
+    (&parts_0)->left_0[2U][int(1)] = _S44;
+    uint _S45 = (_S30 + (U32_min((_S31 + 96U), (_S32))) * _S33 + begin_0) / 4U + _S34;
+    float4  _S46 = __ldg((&(_S36)[_S45]));
+    float4  _S47 = __ldg((&(_S36)[_S45 + 1U]));
+    (&parts_0)->left_0[3U][int(0)] = _S46;
+    (&parts_0)->left_0[3U][int(1)] = _S47;
+    uint _S48 = this_1->side_0 + row_3;
+    uint _S49 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S50 = this_1->weight_0;
+    uint _S51 = (&this_1->p_0)->weight_offset_0;
+    uint _S52 = (&this_1->p_0)->k_0;
+    uint _S53 = begin_0 + 8U * eight_1;
+    uint4  _S54 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S48), (_S49))), _S53);
+    (&parts_0)->right_0[0U] = _S54;
+    uint4  _S55 = Others_fetch_0(_S50, _S51, _S52, (U32_min((_S48 + 32U), (_S49))), _S53);
+    (&parts_0)->right_0[1U] = _S55;
+    uint4  _S56 = Others_fetch_0(_S50, _S51, _S52, (U32_min((_S48 + 64U), (_S49))), _S53);
+    (&parts_0)->right_0[2U] = _S56;
+    uint4  _S57 = Others_fetch_0(_S50, _S51, _S52, (U32_min((_S48 + 96U), (_S49))), _S53);
+    (&parts_0)->right_0[3U] = _S57;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_2)
 {
-    uint _S57;
+    uint _S58;
     if(offset_2 == 4294967295U)
     {
-        _S57 = rows_2;
+        _S58 = rows_2;
     }
     else
     {
-        uint _S58 = __ldg((&(batch_0)[offset_2]));
-        _S57 = (U32_min(((U32_max((_S58), (first_0))) - first_0), (rows_2)));
+        uint _S59 = __ldg((&(batch_0)[offset_2]));
+        _S58 = (U32_min(((U32_max((_S59), (first_0))) - first_0), (rows_2)));
     }
-    return _S57;
+    return _S58;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -257,177 +263,177 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S59;
-    (&_S59)->halves_1 = *halves_2;
-    return _S59;
+    Sums_0 _S60;
+    (&_S60)->halves_1 = *halves_2;
+    return _S60;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S60 = make_int4 (int(0));
-    float4  _S61 = make_float4 ((float)_S60.x, (float)_S60.y, (float)_S60.z, (float)_S60.w);
-    FixedArray<float4 , 2>  _S62;
-    _S62[int(0)] = _S61;
-    _S62[int(1)] = _S61;
-    Sums_0 _S63 = Sums_x24init_0(&_S62);
-    return _S63;
+    int4  _S61 = make_int4 (int(0));
+    float4  _S62 = make_float4 ((float)_S61.x, (float)_S61.y, (float)_S61.z, (float)_S61.w);
+    FixedArray<float4 , 2>  _S63;
+    _S63[int(0)] = _S62;
+    _S63[int(1)] = _S62;
+    Sums_0 _S64 = Sums_x24init_0(&_S63);
+    return _S64;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S64 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S64;
+    uint4  _S65 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S65;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S65 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S65;
+    uint4  _S66 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S66;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S66 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S67 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S68;
-    _S68[int(0)] = _S66;
-    _S68[int(1)] = _S67;
-    Sums_0 _S69 = Sums_x24init_0(&_S68);
-    return _S69;
+    float4  _S67 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S68 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S69;
+    _S69[int(0)] = _S67;
+    _S69[int(1)] = _S68;
+    Sums_0 _S70 = Sums_x24init_0(&_S69);
+    return _S70;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S70 = 640U + across_0 * 5U;
-    uint4  _S71 = load_right_0(_S70, lane_2);
-    right_2[0U] = _S71;
-    uint _S72 = 640U + (across_0 + 16U) * 5U;
-    uint4  _S73 = load_right_0(_S72, lane_2);
-    right_2[1U] = _S73;
-    uint _S74 = 640U + (across_0 + 32U) * 5U;
-    uint4  _S75 = load_right_0(_S74, lane_2);
-    right_2[2U] = _S75;
-    uint _S76 = 640U + (across_0 + 48U) * 5U;
-    uint4  _S77 = load_right_0(_S76, lane_2);
-    right_2[3U] = _S77;
-    uint _S78 = down_0 * 5U;
-    uint4  _S79 = load_left_0(_S78, lane_2);
-    Sums_0 _S80 = (*sums_1)[0U][0U];
-    Sums_0 _S81 = multiply_add_0(_S79, _S71, &_S80);
-    (*sums_1)[0U][0U] = _S81;
-    Sums_0 _S82 = (*sums_1)[0U][1U];
-    Sums_0 _S83 = multiply_add_0(_S79, _S73, &_S82);
-    (*sums_1)[0U][1U] = _S83;
-    Sums_0 _S84 = (*sums_1)[0U][2U];
-    Sums_0 _S85 = multiply_add_0(_S79, _S75, &_S84);
-    (*sums_1)[0U][2U] = _S85;
-    Sums_0 _S86 = (*sums_1)[0U][3U];
-    Sums_0 _S87 = multiply_add_0(_S79, _S77, &_S86);
-    (*sums_1)[0U][3U] = _S87;
-    uint _S88 = (down_0 + 16U) * 5U;
-    uint4  _S89 = load_left_0(_S88, lane_2);
-    Sums_0 _S90 = (*sums_1)[1U][0U];
-    Sums_0 _S91 = multiply_add_0(_S89, _S71, &_S90);
-    (*sums_1)[1U][0U] = _S91;
-    Sums_0 _S92 = (*sums_1)[1U][1U];
-    Sums_0 _S93 = multiply_add_0(_S89, _S73, &_S92);
-    (*sums_1)[1U][1U] = _S93;
-    Sums_0 _S94 = (*sums_1)[1U][2U];
-    Sums_0 _S95 = multiply_add_0(_S89, _S75, &_S94);
-    (*sums_1)[1U][2U] = _S95;
-    Sums_0 _S96 = (*sums_1)[1U][3U];
-    Sums_0 _S97 = multiply_add_0(_S89, _S77, &_S96);
-    (*sums_1)[1U][3U] = _S97;
-    uint _S98 = (down_0 + 32U) * 5U;
-    uint4  _S99 = load_left_0(_S98, lane_2);
-    Sums_0 _S100 = (*sums_1)[2U][0U];
-    Sums_0 _S101 = multiply_add_0(_S99, _S71, &_S100);
-    (*sums_1)[2U][0U] = _S101;
-    Sums_0 _S102 = (*sums_1)[2U][1U];
-    Sums_0 _S103 = multiply_add_0(_S99, _S73, &_S102);
-    (*sums_1)[2U][1U] = _S103;
-    Sums_0 _S104 = (*sums_1)[2U][2U];
-    Sums_0 _S105 = multiply_add_0(_S99, _S75, &_S104);
-    (*sums_1)[2U][2U] = _S105;
-    Sums_0 _S106 = (*sums_1)[2U][3U];
-    Sums_0 _S107 = multiply_add_0(_S99, _S77, &_S106);
-    (*sums_1)[2U][3U] = _S107;
-    uint _S108 = (down_0 + 48U) * 5U;
-    uint4  _S109 = load_left_0(_S108, lane_2);
-    Sums_0 _S110 = (*sums_1)[3U][0U];
-    Sums_0 _S111 = multiply_add_0(_S109, _S71, &_S110);
-    (*sums_1)[3U][0U] = _S111;
-    Sums_0 _S112 = (*sums_1)[3U][1U];
-    Sums_0 _S113 = multiply_add_0(_S109, _S73, &_S112);
-    (*sums_1)[3U][1U] = _S113;
-    Sums_0 _S114 = (*sums_1)[3U][2U];
-    Sums_0 _S115 = multiply_add_0(_S109, _S75, &_S114);
-    (*sums_1)[3U][2U] = _S115;
-    Sums_0 _S116 = (*sums_1)[3U][3U];
-    Sums_0 _S117 = multiply_add_0(_S109, _S77, &_S116);
-    (*sums_1)[3U][3U] = _S117;
+    uint _S71 = 640U + across_0 * 5U;
+    uint4  _S72 = load_right_0(_S71, lane_2);
+    right_2[0U] = _S72;
+    uint _S73 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S74 = load_right_0(_S73, lane_2);
+    right_2[1U] = _S74;
+    uint _S75 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S76 = load_right_0(_S75, lane_2);
+    right_2[2U] = _S76;
+    uint _S77 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S78 = load_right_0(_S77, lane_2);
+    right_2[3U] = _S78;
+    uint _S79 = down_0 * 5U;
+    uint4  _S80 = load_left_0(_S79, lane_2);
+    Sums_0 _S81 = (*sums_1)[0U][0U];
+    Sums_0 _S82 = multiply_add_0(_S80, _S72, &_S81);
+    (*sums_1)[0U][0U] = _S82;
+    Sums_0 _S83 = (*sums_1)[0U][1U];
+    Sums_0 _S84 = multiply_add_0(_S80, _S74, &_S83);
+    (*sums_1)[0U][1U] = _S84;
+    Sums_0 _S85 = (*sums_1)[0U][2U];
+    Sums_0 _S86 = multiply_add_0(_S80, _S76, &_S85);
+    (*sums_1)[0U][2U] = _S86;
+    Sums_0 _S87 = (*sums_1)[0U][3U];
+    Sums_0 _S88 = multiply_add_0(_S80, _S78, &_S87);
+    (*sums_1)[0U][3U] = _S88;
+    uint _S89 = (down_0 + 16U) * 5U;
+    uint4  _S90 = load_left_0(_S89, lane_2);
+    Sums_0 _S91 = (*sums_1)[1U][0U];
+    Sums_0 _S92 = multiply_add_0(_S90, _S72, &_S91);
+    (*sums_1)[1U][0U] = _S92;
+    Sums_0 _S93 = (*sums_1)[1U][1U];
+    Sums_0 _S94 = multiply_add_0(_S90, _S74, &_S93);
+    (*sums_1)[1U][1U] = _S94;
+    Sums_0 _S95 = (*sums_1)[1U][2U];
+    Sums_0 _S96 = multiply_add_0(_S90, _S76, &_S95);
+    (*sums_1)[1U][2U] = _S96;
+    Sums_0 _S97 = (*sums_1)[1U][3U];
+    Sums_0 _S98 = multiply_add_0(_S90, _S78, &_S97);
+    (*sums_1)[1U][3U] = _S98;
+    uint _S99 = (down_0 + 32U) * 5U;
+    uint4  _S100 = load_left_0(_S99, lane_2);
+    Sums_0 _S101 = (*sums_1)[2U][0U];
+    Sums_0 _S102 = multiply_add_0(_S100, _S72, &_S101);
+    (*sums_1)[2U][0U] = _S102;
+    Sums_0 _S103 = (*sums_1)[2U][1U];
+    Sums_0 _S104 = multiply_add_0(_S100, _S74, &_S103);
+    (*sums_1)[2U][1U] = _S104;
+    Sums_0 _S105 = (*sums_1)[2U][2U];
+    Sums_0 _S106 = multiply_add_0(_S100, _S76, &_S105);
+    (*sums_1)[2U][2U] = _S106;
+    Sums_0 _S107 = (*sums_1)[2U][3U];
+    Sums_0 _S108 = multiply_add_0(_S100, _S78, &_S107);
+    (*sums_1)[2U][3U] = _S108;
+    uint _S109 = (down_0 + 48U) * 5U;
+    uint4  _S110 = load_left_0(_S109, lane_2);
+    Sums_0 _S111 = (*sums_1)[3U][0U];
+    Sums_0 _S112 = multiply_add_0(_S110, _S72, &_S111);
+    (*sums_1)[3U][0U] = _S112;
+    Sums_0 _S113 = (*sums_1)[3U][1U];
+    Sums_0 _S114 = multiply_add_0(_S110, _S74, &_S113);
+    (*sums_1)[3U][1U] = _S114;
+    Sums_0 _S115 = (*sums_1)[3U][2U];
+    Sums_0 _S116 = multiply_add_0(_S110, _S76, &_S115);
+    (*sums_1)[3U][2U] = _S116;
+    Sums_0 _S117 = (*sums_1)[3U][3U];
+    Sums_0 _S118 = multiply_add_0(_S110, _S78, &_S117);
+    (*sums_1)[3U][3U] = _S118;
     FixedArray<uint4 , 4>  right_3;
-    uint4  _S118 = load_right_0(_S70 + 2U, lane_2);
-    right_3[0U] = _S118;
-    uint4  _S119 = load_right_0(_S72 + 2U, lane_2);
-    right_3[1U] = _S119;
-    uint4  _S120 = load_right_0(_S74 + 2U, lane_2);
-    right_3[2U] = _S120;
-    uint4  _S121 = load_right_0(_S76 + 2U, lane_2);
-    right_3[3U] = _S121;
-    uint4  _S122 = load_left_0(_S78 + 2U, lane_2);
-    Sums_0 _S123 = (*sums_1)[0U][0U];
-    Sums_0 _S124 = multiply_add_0(_S122, _S118, &_S123);
-    (*sums_1)[0U][0U] = _S124;
-    Sums_0 _S125 = (*sums_1)[0U][1U];
-    Sums_0 _S126 = multiply_add_0(_S122, _S119, &_S125);
-    (*sums_1)[0U][1U] = _S126;
-    Sums_0 _S127 = (*sums_1)[0U][2U];
-    Sums_0 _S128 = multiply_add_0(_S122, _S120, &_S127);
-    (*sums_1)[0U][2U] = _S128;
-    Sums_0 _S129 = (*sums_1)[0U][3U];
-    Sums_0 _S130 = multiply_add_0(_S122, _S121, &_S129);
-    (*sums_1)[0U][3U] = _S130;
-    uint4  _S131 = load_left_0(_S88 + 2U, lane_2);
-    Sums_0 _S132 = (*sums_1)[1U][0U];
-    Sums_0 _S133 = multiply_add_0(_S131, _S118, &_S132);
-    (*sums_1)[1U][0U] = _S133;
-    Sums_0 _S134 = (*sums_1)[1U][1U];
-    Sums_0 _S135 = multiply_add_0(_S131, _S119, &_S134);
-    (*sums_1)[1U][1U] = _S135;
-    Sums_0 _S136 = (*sums_1)[1U][2U];
-    Sums_0 _S137 = multiply_add_0(_S131, _S120, &_S136);
-    (*sums_1)[1U][2U] = _S137;
-    Sums_0 _S138 = (*sums_1)[1U][3U];
-    Sums_0 _S139 = multiply_add_0(_S131, _S121, &_S138);
-    (*sums_1)[1U][3U] = _S139;
-    uint4  _S140 = load_left_0(_S98 + 2U, lane_2);
-    Sums_0 _S141 = (*sums_1)[2U][0U];
-    Sums_0 _S142 = multiply_add_0(_S140, _S118, &_S141);
-    (*sums_1)[2U][0U] = _S142;
-    Sums_0 _S143 = (*sums_1)[2U][1U];
-    Sums_0 _S144 = multiply_add_0(_S140, _S119, &_S143);
-    (*sums_1)[2U][1U] = _S144;
-    Sums_0 _S145 = (*sums_1)[2U][2U];
-    Sums_0 _S146 = multiply_add_0(_S140, _S120, &_S145);
-    (*sums_1)[2U][2U] = _S146;
-    Sums_0 _S147 = (*sums_1)[2U][3U];
-    Sums_0 _S148 = multiply_add_0(_S140, _S121, &_S147);
-    (*sums_1)[2U][3U] = _S148;
-    uint4  _S149 = load_left_0(_S108 + 2U, lane_2);
-    Sums_0 _S150 = (*sums_1)[3U][0U];
-    Sums_0 _S151 = multiply_add_0(_S149, _S118, &_S150);
-    (*sums_1)[3U][0U] = _S151;
-    Sums_0 _S152 = (*sums_1)[3U][1U];
-    Sums_0 _S153 = multiply_add_0(_S149, _S119, &_S152);
-    (*sums_1)[3U][1U] = _S153;
-    Sums_0 _S154 = (*sums_1)[3U][2U];
-    Sums_0 _S155 = multiply_add_0(_S149, _S120, &_S154);
-    (*sums_1)[3U][2U] = _S155;
-    Sums_0 _S156 = (*sums_1)[3U][3U];
-    Sums_0 _S157 = multiply_add_0(_S149, _S121, &_S156);
-    (*sums_1)[3U][3U] = _S157;
+    uint4  _S119 = load_right_0(_S71 + 2U, lane_2);
+    right_3[0U] = _S119;
+    uint4  _S120 = load_right_0(_S73 + 2U, lane_2);
+    right_3[1U] = _S120;
+    uint4  _S121 = load_right_0(_S75 + 2U, lane_2);
+    right_3[2U] = _S121;
+    uint4  _S122 = load_right_0(_S77 + 2U, lane_2);
+    right_3[3U] = _S122;
+    uint4  _S123 = load_left_0(_S79 + 2U, lane_2);
+    Sums_0 _S124 = (*sums_1)[0U][0U];
+    Sums_0 _S125 = multiply_add_0(_S123, _S119, &_S124);
+    (*sums_1)[0U][0U] = _S125;
+    Sums_0 _S126 = (*sums_1)[0U][1U];
+    Sums_0 _S127 = multiply_add_0(_S123, _S120, &_S126);
+    (*sums_1)[0U][1U] = _S127;
+    Sums_0 _S128 = (*sums_1)[0U][2U];
+    Sums_0 _S129 = multiply_add_0(_S123, _S121, &_S128);
+    (*sums_1)[0U][2U] = _S129;
+    Sums_0 _S130 = (*sums_1)[0U][3U];
+    Sums_0 _S131 = multiply_add_0(_S123, _S122, &_S130);
+    (*sums_1)[0U][3U] = _S131;
+    uint4  _S132 = load_left_0(_S89 + 2U, lane_2);
+    Sums_0 _S133 = (*sums_1)[1U][0U];
+    Sums_0 _S134 = multiply_add_0(_S132, _S119, &_S133);
+    (*sums_1)[1U][0U] = _S134;
+    Sums_0 _S135 = (*sums_1)[1U][1U];
+    Sums_0 _S136 = multiply_add_0(_S132, _S120, &_S135);
+    (*sums_1)[1U][1U] = _S136;
+    Sums_0 _S137 = (*sums_1)[1U][2U];
+    Sums_0 _S138 = multiply_add_0(_S132, _S121, &_S137);
+    (*sums_1)[1U][2U] = _S138;
+    Sums_0 _S139 = (*sums_1)[1U][3U];
+    Sums_0 _S140 = multiply_add_0(_S132, _S122, &_S139);
+    (*sums_1)[1U][3U] = _S140;
+    uint4  _S141 = load_left_0(_S99 + 2U, lane_2);
+    Sums_0 _S142 = (*sums_1)[2U][0U];
+    Sums_0 _S143 = multiply_add_0(_S141, _S119, &_S142);
+    (*sums_1)[2U][0U] = _S143;
+    Sums_0 _S144 = (*sums_1)[2U][1U];
+    Sums_0 _S145 = multiply_add_0(_S141, _S120, &_S144);
+    (*sums_1)[2U][1U] = _S145;
+    Sums_0 _S146 = (*sums_1)[2U][2U];
+    Sums_0 _S147 = multiply_add_0(_S141, _S121, &_S146);
+    (*sums_1)[2U][2U] = _S147;
+    Sums_0 _S148 = (*sums_1)[2U][3U];
+    Sums_0 _S149 = multiply_add_0(_S141, _S122, &_S148);
+    (*sums_1)[2U][3U] = _S149;
+    uint4  _S150 = load_left_0(_S109 + 2U, lane_2);
+    Sums_0 _S151 = (*sums_1)[3U][0U];
+    Sums_0 _S152 = multiply_add_0(_S150, _S119, &_S151);
+    (*sums_1)[3U][0U] = _S152;
+    Sums_0 _S153 = (*sums_1)[3U][1U];
+    Sums_0 _S154 = multiply_add_0(_S150, _S120, &_S153);
+    (*sums_1)[3U][1U] = _S154;
+    Sums_0 _S155 = (*sums_1)[3U][2U];
+    Sums_0 _S156 = multiply_add_0(_S150, _S121, &_S155);
+    (*sums_1)[3U][2U] = _S156;
+    Sums_0 _S157 = (*sums_1)[3U][3U];
+    Sums_0 _S158 = multiply_add_0(_S150, _S122, &_S157);
+    (*sums_1)[3U][3U] = _S158;
     return;
 }
 
@@ -448,314 +454,314 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S158 = thread_0 % 32U;
-    uint _S159 = _S158 / 4U;
-    uint _S160 = _S158 % 4U * 2U;
-    bool _S161;
+    uint _S159 = thread_0 % 32U;
+    uint _S160 = _S159 / 4U;
+    uint _S161 = _S159 % 4U * 2U;
+    bool _S162;
     if(whole_0)
     {
-        _S161 = true;
+        _S162 = true;
     }
     else
     {
-        if((place_0->row_4 + _S159) < (place_0->rows_3))
+        if((place_0->row_4 + _S160) < (place_0->rows_3))
         {
-            _S161 = (place_0->column_3 + _S160) < (place_0->columns_2);
+            _S162 = (place_0->column_3 + _S161) < (place_0->columns_2);
         }
         else
         {
-            _S161 = false;
+            _S162 = false;
         }
     }
-    float _S162;
-    if(_S161)
+    float _S163;
+    if(_S162)
     {
-        uint _S163 = Place_at_0(place_0, _S159, _S160);
-        float _S164 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S165 = (&(result_2)[_S163]);
+        uint _S164 = Place_at_0(place_0, _S160, _S161);
+        float _S165 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S166 = (&(result_2)[_S164]);
         if(accumulate_1)
         {
-            _S162 = *(&(result_2)[_S163]) + _S164;
+            _S163 = *(&(result_2)[_S164]) + _S165;
         }
         else
         {
-            _S162 = _S164;
+            _S163 = _S165;
         }
-        *_S165 = _S162;
+        *_S166 = _S163;
     }
-    uint _S166 = _S158 / 4U;
-    uint _S167 = _S160 + 1U;
+    uint _S167 = _S159 / 4U;
+    uint _S168 = _S161 + 1U;
     if(whole_0)
     {
-        _S161 = true;
+        _S162 = true;
     }
     else
     {
-        if((place_0->row_4 + _S166) < (place_0->rows_3))
+        if((place_0->row_4 + _S167) < (place_0->rows_3))
         {
-            _S161 = (place_0->column_3 + _S167) < (place_0->columns_2);
+            _S162 = (place_0->column_3 + _S168) < (place_0->columns_2);
         }
         else
         {
-            _S161 = false;
+            _S162 = false;
         }
     }
-    if(_S161)
+    if(_S162)
     {
-        uint _S168 = Place_at_0(place_0, _S166, _S167);
-        float _S169 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S170 = (&(result_2)[_S168]);
+        uint _S169 = Place_at_0(place_0, _S167, _S168);
+        float _S170 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S171 = (&(result_2)[_S169]);
         if(accumulate_1)
         {
-            _S162 = *(&(result_2)[_S168]) + _S169;
+            _S163 = *(&(result_2)[_S169]) + _S170;
         }
         else
         {
-            _S162 = _S169;
+            _S163 = _S170;
         }
-        *_S170 = _S162;
+        *_S171 = _S163;
     }
-    uint _S171 = _S158 / 4U + 8U;
+    uint _S172 = _S159 / 4U + 8U;
     if(whole_0)
     {
-        _S161 = true;
+        _S162 = true;
     }
     else
     {
-        if((place_0->row_4 + _S171) < (place_0->rows_3))
+        if((place_0->row_4 + _S172) < (place_0->rows_3))
         {
-            _S161 = (place_0->column_3 + _S160) < (place_0->columns_2);
+            _S162 = (place_0->column_3 + _S161) < (place_0->columns_2);
         }
         else
         {
-            _S161 = false;
+            _S162 = false;
         }
     }
-    if(_S161)
+    if(_S162)
     {
-        uint _S172 = Place_at_0(place_0, _S171, _S160);
-        float _S173 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S174 = (&(result_2)[_S172]);
+        uint _S173 = Place_at_0(place_0, _S172, _S161);
+        float _S174 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S175 = (&(result_2)[_S173]);
         if(accumulate_1)
         {
-            _S162 = *(&(result_2)[_S172]) + _S173;
+            _S163 = *(&(result_2)[_S173]) + _S174;
         }
         else
         {
-            _S162 = _S173;
+            _S163 = _S174;
         }
-        *_S174 = _S162;
+        *_S175 = _S163;
     }
-    uint _S175 = _S158 / 4U + 8U;
+    uint _S176 = _S159 / 4U + 8U;
     if(whole_0)
     {
-        _S161 = true;
+        _S162 = true;
     }
     else
     {
-        if((place_0->row_4 + _S175) < (place_0->rows_3))
+        if((place_0->row_4 + _S176) < (place_0->rows_3))
         {
-            _S161 = (place_0->column_3 + _S167) < (place_0->columns_2);
+            _S162 = (place_0->column_3 + _S168) < (place_0->columns_2);
         }
         else
         {
-            _S161 = false;
+            _S162 = false;
         }
     }
-    if(_S161)
+    if(_S162)
     {
-        uint _S176 = Place_at_0(place_0, _S175, _S167);
-        float _S177 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S178 = (&(result_2)[_S176]);
+        uint _S177 = Place_at_0(place_0, _S176, _S168);
+        float _S178 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S179 = (&(result_2)[_S177]);
         if(accumulate_1)
         {
-            _S162 = *(&(result_2)[_S176]) + _S177;
+            _S163 = *(&(result_2)[_S177]) + _S178;
         }
         else
         {
-            _S162 = _S177;
+            _S163 = _S178;
         }
-        *_S178 = _S162;
+        *_S179 = _S163;
     }
-    uint _S179 = _S158 / 4U;
-    uint _S180 = 8U + _S160;
+    uint _S180 = _S159 / 4U;
+    uint _S181 = 8U + _S161;
     if(whole_0)
     {
-        _S161 = true;
+        _S162 = true;
     }
     else
     {
-        if((place_0->row_4 + _S179) < (place_0->rows_3))
+        if((place_0->row_4 + _S180) < (place_0->rows_3))
         {
-            _S161 = (place_0->column_3 + _S180) < (place_0->columns_2);
+            _S162 = (place_0->column_3 + _S181) < (place_0->columns_2);
         }
         else
         {
-            _S161 = false;
+            _S162 = false;
         }
     }
-    if(_S161)
+    if(_S162)
     {
-        uint _S181 = Place_at_0(place_0, _S179, _S180);
-        float _S182 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S183 = (&(result_2)[_S181]);
+        uint _S182 = Place_at_0(place_0, _S180, _S181);
+        float _S183 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S184 = (&(result_2)[_S182]);
         if(accumulate_1)
         {
-            _S162 = *(&(result_2)[_S181]) + _S182;
+            _S163 = *(&(result_2)[_S182]) + _S183;
         }
         else
         {
-            _S162 = _S182;
+            _S163 = _S183;
         }
-        *_S183 = _S162;
+        *_S184 = _S163;
     }
-    uint _S184 = _S158 / 4U;
-    uint _S185 = _S180 + 1U;
+    uint _S185 = _S159 / 4U;
+    uint _S186 = _S181 + 1U;
     if(whole_0)
     {
-        _S161 = true;
+        _S162 = true;
     }
     else
     {
-        if((place_0->row_4 + _S184) < (place_0->rows_3))
+        if((place_0->row_4 + _S185) < (place_0->rows_3))
         {
-            _S161 = (place_0->column_3 + _S185) < (place_0->columns_2);
+            _S162 = (place_0->column_3 + _S186) < (place_0->columns_2);
         }
         else
         {
-            _S161 = false;
+            _S162 = false;
         }
     }
-    if(_S161)
+    if(_S162)
     {
-        uint _S186 = Place_at_0(place_0, _S184, _S185);
-        float _S187 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S188 = (&(result_2)[_S186]);
+        uint _S187 = Place_at_0(place_0, _S185, _S186);
+        float _S188 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S189 = (&(result_2)[_S187]);
         if(accumulate_1)
         {
-            _S162 = *(&(result_2)[_S186]) + _S187;
+            _S163 = *(&(result_2)[_S187]) + _S188;
         }
         else
         {
-            _S162 = _S187;
+            _S163 = _S188;
         }
-        *_S188 = _S162;
+        *_S189 = _S163;
     }
-    uint _S189 = _S158 / 4U + 8U;
+    uint _S190 = _S159 / 4U + 8U;
     if(whole_0)
     {
-        _S161 = true;
+        _S162 = true;
     }
     else
     {
-        if((place_0->row_4 + _S189) < (place_0->rows_3))
+        if((place_0->row_4 + _S190) < (place_0->rows_3))
         {
-            _S161 = (place_0->column_3 + _S180) < (place_0->columns_2);
+            _S162 = (place_0->column_3 + _S181) < (place_0->columns_2);
         }
         else
         {
-            _S161 = false;
+            _S162 = false;
         }
     }
-    if(_S161)
+    if(_S162)
     {
-        uint _S190 = Place_at_0(place_0, _S189, _S180);
-        float _S191 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S192 = (&(result_2)[_S190]);
+        uint _S191 = Place_at_0(place_0, _S190, _S181);
+        float _S192 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S193 = (&(result_2)[_S191]);
         if(accumulate_1)
         {
-            _S162 = *(&(result_2)[_S190]) + _S191;
+            _S163 = *(&(result_2)[_S191]) + _S192;
         }
         else
         {
-            _S162 = _S191;
+            _S163 = _S192;
         }
-        *_S192 = _S162;
+        *_S193 = _S163;
     }
-    uint _S193 = _S158 / 4U + 8U;
+    uint _S194 = _S159 / 4U + 8U;
     if(whole_0)
     {
-        _S161 = true;
+        _S162 = true;
     }
     else
     {
-        if((place_0->row_4 + _S193) < (place_0->rows_3))
+        if((place_0->row_4 + _S194) < (place_0->rows_3))
         {
-            _S161 = (place_0->column_3 + _S185) < (place_0->columns_2);
+            _S162 = (place_0->column_3 + _S186) < (place_0->columns_2);
         }
         else
         {
-            _S161 = false;
+            _S162 = false;
         }
     }
-    if(_S161)
+    if(_S162)
     {
-        uint _S194 = Place_at_0(place_0, _S193, _S185);
-        float _S195 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S196 = (&(result_2)[_S194]);
+        uint _S195 = Place_at_0(place_0, _S194, _S186);
+        float _S196 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S197 = (&(result_2)[_S195]);
         if(accumulate_1)
         {
-            _S162 = *(&(result_2)[_S194]) + _S195;
+            _S163 = *(&(result_2)[_S195]) + _S196;
         }
         else
         {
-            _S162 = _S195;
+            _S163 = _S196;
         }
-        *_S196 = _S162;
+        *_S197 = _S163;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S197 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S198 = (_S197 + 128U - 1U) / 128U;
-    uint _S199 = group_number_0(group_1);
-    uint _S200 = p_1->n_0;
-    if(_S199 >= (_S198 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S198 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S199 = (_S198 + 128U - 1U) / 128U;
+    uint _S200 = group_number_0(group_1);
+    uint _S201 = p_1->n_0;
+    if(_S200 >= (_S199 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S201 = _S199 % _S198;
-    uint _S202 = _S201 * 128U;
-    uint _S203 = _S199 / _S198;
-    uint _S204 = _S203 * 128U;
-    uint _S205 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S206 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S207 = thread_1 / 4U;
-    uint _S208 = thread_1 % 4U;
+    uint _S202 = _S200 % _S199;
+    uint _S203 = _S202 * 128U;
+    uint _S204 = _S200 / _S199;
+    uint _S205 = _S204 * 128U;
+    uint _S206 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S207 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S208 = thread_1 / 4U;
+    uint _S209 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S202;
-    (&operands_0)->side_0 = _S204;
-    (&operands_0)->rows_1 = _S197;
+    (&operands_0)->top_0 = _S203;
+    (&operands_0)->side_0 = _S205;
+    (&operands_0)->rows_1 = _S198;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S209 = no_sums_0();
-    sums_3[0U][0U] = _S209;
-    sums_3[0U][1U] = _S209;
-    sums_3[0U][2U] = _S209;
-    sums_3[0U][3U] = _S209;
-    sums_3[1U][0U] = _S209;
-    sums_3[1U][1U] = _S209;
-    sums_3[1U][2U] = _S209;
-    sums_3[1U][3U] = _S209;
-    sums_3[2U][0U] = _S209;
-    sums_3[2U][1U] = _S209;
-    sums_3[2U][2U] = _S209;
-    sums_3[2U][3U] = _S209;
-    sums_3[3U][0U] = _S209;
-    sums_3[3U][1U] = _S209;
-    sums_3[3U][2U] = _S209;
-    sums_3[3U][3U] = _S209;
-    Operands_0 _S210 = operands_0;
-    Parts_0 _S211 = Operands_load_0(&_S210, 0U, _S207, _S208);
+    Sums_0 _S210 = no_sums_0();
+    sums_3[0U][0U] = _S210;
+    sums_3[0U][1U] = _S210;
+    sums_3[0U][2U] = _S210;
+    sums_3[0U][3U] = _S210;
+    sums_3[1U][0U] = _S210;
+    sums_3[1U][1U] = _S210;
+    sums_3[1U][2U] = _S210;
+    sums_3[1U][3U] = _S210;
+    sums_3[2U][0U] = _S210;
+    sums_3[2U][1U] = _S210;
+    sums_3[2U][2U] = _S210;
+    sums_3[2U][3U] = _S210;
+    sums_3[3U][0U] = _S210;
+    sums_3[3U][1U] = _S210;
+    sums_3[3U][2U] = _S210;
+    sums_3[3U][3U] = _S210;
+    Operands_0 _S211 = operands_0;
+    Parts_0 _S212 = Operands_load_0(&_S211, 0U, _S208, _S209);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S211;
+    Parts_0 parts_1 = _S212;
     for(;;)
     {
-        uint _S212 = p_1->k_0;
+        uint _S213 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -763,205 +769,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S213 = parts_1;
-        Parts_store_0(&_S213, _S207, _S208);
+        Parts_0 _S214 = parts_1;
+        Parts_store_0(&_S214, _S208, _S209);
         __syncthreads();
-        uint _S214 = begin_1 + 32U;
-        uint _S215 = (U32_min((_S214), (_S212 - 32U)));
-        Operands_0 _S216 = operands_0;
-        Parts_0 _S217 = Operands_load_0(&_S216, _S215, _S207, _S208);
-        multiply_0(&sums_3, _S205, _S206, thread_1 % 32U);
+        uint _S215 = begin_1 + 32U;
+        uint _S216 = (U32_min((_S215), (_S213 - 32U)));
+        Operands_0 _S217 = operands_0;
+        Parts_0 _S218 = Operands_load_0(&_S217, _S216, _S208, _S209);
+        multiply_0(&sums_3, _S206, _S207, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S214;
-        parts_1 = _S217;
+        begin_1 = _S215;
+        parts_1 = _S218;
     }
-    bool _S218;
-    if((_S202 + 128U) <= _S197)
+    bool _S219;
+    if((_S203 + 128U) <= _S198)
     {
-        _S218 = (_S204 + 128U) <= _S200;
+        _S219 = (_S205 + 128U) <= _S201;
     }
     else
     {
-        _S218 = false;
+        _S219 = false;
     }
     Place_0 place_1;
-    uint _S219 = _S202 + _S205;
-    (&place_1)->row_4 = _S219;
-    uint _S220 = _S204 + _S206;
-    (&place_1)->column_3 = _S220;
-    (&place_1)->rows_3 = _S197;
-    (&place_1)->columns_2 = _S200;
-    uint _S221 = p_1->out_offset_0;
+    uint _S220 = _S203 + _S206;
+    (&place_1)->row_4 = _S220;
+    uint _S221 = _S205 + _S207;
+    (&place_1)->column_3 = _S221;
+    (&place_1)->rows_3 = _S198;
+    (&place_1)->columns_2 = _S201;
+    uint _S222 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S222 = p_1->out_stride_0;
+    uint _S223 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S223 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S224 = sums_3[0U][0U];
-    Place_0 _S225 = place_1;
-    write_0(&_S224, 16.0f, result_3, &_S225, _S223, _S218, thread_1);
+    bool _S224 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S225 = sums_3[0U][0U];
+    Place_0 _S226 = place_1;
+    write_0(&_S225, 16.0f, result_3, &_S226, _S224, _S219, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S219;
-    uint _S226 = _S220 + 16U;
-    (&place_2)->column_3 = _S226;
-    (&place_2)->rows_3 = _S197;
-    (&place_2)->columns_2 = _S200;
-    (&place_2)->offset_3 = _S221;
-    (&place_2)->stride_0 = _S222;
-    Sums_0 _S227 = sums_3[0U][1U];
-    Place_0 _S228 = place_2;
-    write_0(&_S227, 16.0f, result_3, &_S228, _S223, _S218, thread_1);
+    (&place_2)->row_4 = _S220;
+    uint _S227 = _S221 + 16U;
+    (&place_2)->column_3 = _S227;
+    (&place_2)->rows_3 = _S198;
+    (&place_2)->columns_2 = _S201;
+    (&place_2)->offset_3 = _S222;
+    (&place_2)->stride_0 = _S223;
+    Sums_0 _S228 = sums_3[0U][1U];
+    Place_0 _S229 = place_2;
+    write_0(&_S228, 16.0f, result_3, &_S229, _S224, _S219, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S219;
-    uint _S229 = _S220 + 32U;
-    (&place_3)->column_3 = _S229;
-    (&place_3)->rows_3 = _S197;
-    (&place_3)->columns_2 = _S200;
-    (&place_3)->offset_3 = _S221;
-    (&place_3)->stride_0 = _S222;
-    Sums_0 _S230 = sums_3[0U][2U];
-    Place_0 _S231 = place_3;
-    write_0(&_S230, 16.0f, result_3, &_S231, _S223, _S218, thread_1);
+    (&place_3)->row_4 = _S220;
+    uint _S230 = _S221 + 32U;
+    (&place_3)->column_3 = _S230;
+    (&place_3)->rows_3 = _S198;
+    (&place_3)->columns_2 = _S201;
+    (&place_3)->offset_3 = _S222;
+    (&place_3)->stride_0 = _S223;
+    Sums_0 _S231 = sums_3[0U][2U];
+    Place_0 _S232 = place_3;
+    write_0(&_S231, 16.0f, result_3, &_S232, _S224, _S219, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S219;
-    uint _S232 = _S220 + 48U;
-    (&place_4)->column_3 = _S232;
-    (&place_4)->rows_3 = _S197;
-    (&place_4)->columns_2 = _S200;
-    (&place_4)->offset_3 = _S221;
-    (&place_4)->stride_0 = _S222;
-    Sums_0 _S233 = sums_3[0U][3U];
-    Place_0 _S234 = place_4;
-    write_0(&_S233, 16.0f, result_3, &_S234, _S223, _S218, thread_1);
+    (&place_4)->row_4 = _S220;
+    uint _S233 = _S221 + 48U;
+    (&place_4)->column_3 = _S233;
+    (&place_4)->rows_3 = _S198;
+    (&place_4)->columns_2 = _S201;
+    (&place_4)->offset_3 = _S222;
+    (&place_4)->stride_0 = _S223;
+    Sums_0 _S234 = sums_3[0U][3U];
+    Place_0 _S235 = place_4;
+    write_0(&_S234, 16.0f, result_3, &_S235, _S224, _S219, thread_1);
     Place_0 place_5;
-    uint _S235 = _S219 + 16U;
-    (&place_5)->row_4 = _S235;
-    (&place_5)->column_3 = _S220;
-    (&place_5)->rows_3 = _S197;
-    (&place_5)->columns_2 = _S200;
-    (&place_5)->offset_3 = _S221;
-    (&place_5)->stride_0 = _S222;
-    Sums_0 _S236 = sums_3[1U][0U];
-    Place_0 _S237 = place_5;
-    write_0(&_S236, 16.0f, result_3, &_S237, _S223, _S218, thread_1);
+    uint _S236 = _S220 + 16U;
+    (&place_5)->row_4 = _S236;
+    (&place_5)->column_3 = _S221;
+    (&place_5)->rows_3 = _S198;
+    (&place_5)->columns_2 = _S201;
+    (&place_5)->offset_3 = _S222;
+    (&place_5)->stride_0 = _S223;
+    Sums_0 _S237 = sums_3[1U][0U];
+    Place_0 _S238 = place_5;
+    write_0(&_S237, 16.0f, result_3, &_S238, _S224, _S219, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S235;
-    (&place_6)->column_3 = _S226;
-    (&place_6)->rows_3 = _S197;
-    (&place_6)->columns_2 = _S200;
-    (&place_6)->offset_3 = _S221;
-    (&place_6)->stride_0 = _S222;
-    Sums_0 _S238 = sums_3[1U][1U];
-    Place_0 _S239 = place_6;
-    write_0(&_S238, 16.0f, result_3, &_S239, _S223, _S218, thread_1);
+    (&place_6)->row_4 = _S236;
+    (&place_6)->column_3 = _S227;
+    (&place_6)->rows_3 = _S198;
+    (&place_6)->columns_2 = _S201;
+    (&place_6)->offset_3 = _S222;
+    (&place_6)->stride_0 = _S223;
+    Sums_0 _S239 = sums_3[1U][1U];
+    Place_0 _S240 = place_6;
+    write_0(&_S239, 16.0f, result_3, &_S240, _S224, _S219, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S235;
-    (&place_7)->column_3 = _S229;
-    (&place_7)->rows_3 = _S197;
-    (&place_7)->columns_2 = _S200;
-    (&place_7)->offset_3 = _S221;
-    (&place_7)->stride_0 = _S222;
-    Sums_0 _S240 = sums_3[1U][2U];
-    Place_0 _S241 = place_7;
-    write_0(&_S240, 16.0f, result_3, &_S241, _S223, _S218, thread_1);
+    (&place_7)->row_4 = _S236;
+    (&place_7)->column_3 = _S230;
+    (&place_7)->rows_3 = _S198;
+    (&place_7)->columns_2 = _S201;
+    (&place_7)->offset_3 = _S222;
+    (&place_7)->stride_0 = _S223;
+    Sums_0 _S241 = sums_3[1U][2U];
+    Place_0 _S242 = place_7;
+    write_0(&_S241, 16.0f, result_3, &_S242, _S224, _S219, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S235;
-    (&place_8)->column_3 = _S232;
-    (&place_8)->rows_3 = _S197;
-    (&place_8)->columns_2 = _S200;
-    (&place_8)->offset_3 = _S221;
-    (&place_8)->stride_0 = _S222;
-    Sums_0 _S242 = sums_3[1U][3U];
-    Place_0 _S243 = place_8;
-    write_0(&_S242, 16.0f, result_3, &_S243, _S223, _S218, thread_1);
+    (&place_8)->row_4 = _S236;
+    (&place_8)->column_3 = _S233;
+    (&place_8)->rows_3 = _S198;
+    (&place_8)->columns_2 = _S201;
+    (&place_8)->offset_3 = _S222;
+    (&place_8)->stride_0 = _S223;
+    Sums_0 _S243 = sums_3[1U][3U];
+    Place_0 _S244 = place_8;
+    write_0(&_S243, 16.0f, result_3, &_S244, _S224, _S219, thread_1);
     Place_0 place_9;
-    uint _S244 = _S219 + 32U;
-    (&place_9)->row_4 = _S244;
-    (&place_9)->column_3 = _S220;
-    (&place_9)->rows_3 = _S197;
-    (&place_9)->columns_2 = _S200;
-    (&place_9)->offset_3 = _S221;
-    (&place_9)->stride_0 = _S222;
-    Sums_0 _S245 = sums_3[2U][0U];
-    Place_0 _S246 = place_9;
-    write_0(&_S245, 16.0f, result_3, &_S246, _S223, _S218, thread_1);
+    uint _S245 = _S220 + 32U;
+    (&place_9)->row_4 = _S245;
+    (&place_9)->column_3 = _S221;
+    (&place_9)->rows_3 = _S198;
+    (&place_9)->columns_2 = _S201;
+    (&place_9)->offset_3 = _S222;
+    (&place_9)->stride_0 = _S223;
+    Sums_0 _S246 = sums_3[2U][0U];
+    Place_0 _S247 = place_9;
+    write_0(&_S246, 16.0f, result_3, &_S247, _S224, _S219, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S244;
-    (&place_10)->column_3 = _S226;
-    (&place_10)->rows_3 = _S197;
-    (&place_10)->columns_2 = _S200;
-    (&place_10)->offset_3 = _S221;
-    (&place_10)->stride_0 = _S222;
-    Sums_0 _S247 = sums_3[2U][1U];
-    Place_0 _S248 = place_10;
-    write_0(&_S247, 16.0f, result_3, &_S248, _S223, _S218, thread_1);
+    (&place_10)->row_4 = _S245;
+    (&place_10)->column_3 = _S227;
+    (&place_10)->rows_3 = _S198;
+    (&place_10)->columns_2 = _S201;
+    (&place_10)->offset_3 = _S222;
+    (&place_10)->stride_0 = _S223;
+    Sums_0 _S248 = sums_3[2U][1U];
+    Place_0 _S249 = place_10;
+    write_0(&_S248, 16.0f, result_3, &_S249, _S224, _S219, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S244;
-    (&place_11)->column_3 = _S229;
-    (&place_11)->rows_3 = _S197;
-    (&place_11)->columns_2 = _S200;
-    (&place_11)->offset_3 = _S221;
-    (&place_11)->stride_0 = _S222;
-    Sums_0 _S249 = sums_3[2U][2U];
-    Place_0 _S250 = place_11;
-    write_0(&_S249, 16.0f, result_3, &_S250, _S223, _S218, thread_1);
+    (&place_11)->row_4 = _S245;
+    (&place_11)->column_3 = _S230;
+    (&place_11)->rows_3 = _S198;
+    (&place_11)->columns_2 = _S201;
+    (&place_11)->offset_3 = _S222;
+    (&place_11)->stride_0 = _S223;
+    Sums_0 _S250 = sums_3[2U][2U];
+    Place_0 _S251 = place_11;
+    write_0(&_S250, 16.0f, result_3, &_S251, _S224, _S219, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S244;
-    (&place_12)->column_3 = _S232;
-    (&place_12)->rows_3 = _S197;
-    (&place_12)->columns_2 = _S200;
-    (&place_12)->offset_3 = _S221;
-    (&place_12)->stride_0 = _S222;
-    Sums_0 _S251 = sums_3[2U][3U];
-    Place_0 _S252 = place_12;
-    write_0(&_S251, 16.0f, result_3, &_S252, _S223, _S218, thread_1);
+    (&place_12)->row_4 = _S245;
+    (&place_12)->column_3 = _S233;
+    (&place_12)->rows_3 = _S198;
+    (&place_12)->columns_2 = _S201;
+    (&place_12)->offset_3 = _S222;
+    (&place_12)->stride_0 = _S223;
+    Sums_0 _S252 = sums_3[2U][3U];
+    Place_0 _S253 = place_12;
+    write_0(&_S252, 16.0f, result_3, &_S253, _S224, _S219, thread_1);
     Place_0 place_13;
-    uint _S253 = _S219 + 48U;
-    (&place_13)->row_4 = _S253;
-    (&place_13)->column_3 = _S220;
-    (&place_13)->rows_3 = _S197;
-    (&place_13)->columns_2 = _S200;
-    (&place_13)->offset_3 = _S221;
-    (&place_13)->stride_0 = _S222;
-    Sums_0 _S254 = sums_3[3U][0U];
-    Place_0 _S255 = place_13;
-    write_0(&_S254, 16.0f, result_3, &_S255, _S223, _S218, thread_1);
+    uint _S254 = _S220 + 48U;
+    (&place_13)->row_4 = _S254;
+    (&place_13)->column_3 = _S221;
+    (&place_13)->rows_3 = _S198;
+    (&place_13)->columns_2 = _S201;
+    (&place_13)->offset_3 = _S222;
+    (&place_13)->stride_0 = _S223;
+    Sums_0 _S255 = sums_3[3U][0U];
+    Place_0 _S256 = place_13;
+    write_0(&_S255, 16.0f, result_3, &_S256, _S224, _S219, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S253;
-    (&place_14)->column_3 = _S226;
-    (&place_14)->rows_3 = _S197;
-    (&place_14)->columns_2 = _S200;
-    (&place_14)->offset_3 = _S221;
-    (&place_14)->stride_0 = _S222;
-    Sums_0 _S256 = sums_3[3U][1U];
-    Place_0 _S257 = place_14;
-    write_0(&_S256, 16.0f, result_3, &_S257, _S223, _S218, thread_1);
+    (&place_14)->row_4 = _S254;
+    (&place_14)->column_3 = _S227;
+    (&place_14)->rows_3 = _S198;
+    (&place_14)->columns_2 = _S201;
+    (&place_14)->offset_3 = _S222;
+    (&place_14)->stride_0 = _S223;
+    Sums_0 _S257 = sums_3[3U][1U];
+    Place_0 _S258 = place_14;
+    write_0(&_S257, 16.0f, result_3, &_S258, _S224, _S219, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S253;
-    (&place_15)->column_3 = _S229;
-    (&place_15)->rows_3 = _S197;
-    (&place_15)->columns_2 = _S200;
-    (&place_15)->offset_3 = _S221;
-    (&place_15)->stride_0 = _S222;
-    Sums_0 _S258 = sums_3[3U][2U];
-    Place_0 _S259 = place_15;
-    write_0(&_S258, 16.0f, result_3, &_S259, _S223, _S218, thread_1);
+    (&place_15)->row_4 = _S254;
+    (&place_15)->column_3 = _S230;
+    (&place_15)->rows_3 = _S198;
+    (&place_15)->columns_2 = _S201;
+    (&place_15)->offset_3 = _S222;
+    (&place_15)->stride_0 = _S223;
+    Sums_0 _S259 = sums_3[3U][2U];
+    Place_0 _S260 = place_15;
+    write_0(&_S259, 16.0f, result_3, &_S260, _S224, _S219, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S253;
-    (&place_16)->column_3 = _S232;
-    (&place_16)->rows_3 = _S197;
-    (&place_16)->columns_2 = _S200;
-    (&place_16)->offset_3 = _S221;
-    (&place_16)->stride_0 = _S222;
-    Sums_0 _S260 = sums_3[3U][3U];
-    Place_0 _S261 = place_16;
-    write_0(&_S260, 16.0f, result_3, &_S261, _S223, _S218, thread_1);
+    (&place_16)->row_4 = _S254;
+    (&place_16)->column_3 = _S233;
+    (&place_16)->rows_3 = _S198;
+    (&place_16)->columns_2 = _S201;
+    (&place_16)->offset_3 = _S222;
+    (&place_16)->stride_0 = _S223;
+    Sums_0 _S261 = sums_3[3U][3U];
+    Place_0 _S262 = place_16;
+    write_0(&_S261, 16.0f, result_3, &_S262, _S224, _S219, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q4_1(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S262 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S263 = p_2;
-    gemm_0(blockIdx, _S262, x_5, weight_2, result_4, batch_2, &_S263);
+    uint _S263 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S264 = p_2;
+    gemm_0(blockIdx, _S263, x_5, weight_2, result_4, batch_2, &_S264);
     return;
 }

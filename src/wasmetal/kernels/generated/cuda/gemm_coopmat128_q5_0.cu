@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
@@ -107,27 +113,27 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = (row_0 + 64U) * 5U;
-    uint _S15 = _S14 + eight_0;
-    uint4  _S16 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
-    put_0(_S15, _S16);
-    uint _S17 = (row_0 + 96U) * 5U;
-    uint _S18 = _S17 + eight_0;
-    uint4  _S19 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
-    put_0(_S18, _S19);
-    uint _S20 = 8U * eight_0;
-    put_0(640U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S20));
-    put_0(640U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S20));
-    put_0(640U + _S14 + eight_0, Others_decode_0(this_0->right_0[2U], _S20));
-    put_0(640U + _S17 + eight_0, Others_decode_0(this_0->right_0[3U], _S20));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = (row_0 + 64U) * 5U;
+    uint _S16 = _S15 + eight_0;
+    uint4  _S17 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
+    put_0(_S16, _S17);
+    uint _S18 = (row_0 + 96U) * 5U;
+    uint _S19 = _S18 + eight_0;
+    uint4  _S20 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
+    put_0(_S19, _S20);
+    uint _S21 = 8U * eight_0;
+    put_0(640U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S21));
+    put_0(640U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S21));
+    put_0(640U + _S15 + eight_0, Others_decode_0(this_0->right_0[2U], _S21));
+    put_0(640U + _S18 + eight_0, Others_decode_0(this_0->right_0[3U], _S21));
     return;
 }
 
@@ -158,28 +164,28 @@ struct Operands_0
 
 __device__ uint word_at_0(StructuredBuffer<uint> words_0, uint offset_0, uint half_0)
 {
-    uint _S21 = offset_0 + half_0 / 2U;
-    uint _S22;
+    uint _S22 = offset_0 + half_0 / 2U;
+    uint _S23;
     if((half_0 % 2U) == 0U)
     {
-        uint _S23 = __ldg((&(words_0)[_S21]));
-        _S22 = _S23;
+        uint _S24 = __ldg((&(words_0)[_S22]));
+        _S23 = _S24;
     }
     else
     {
-        uint _S24 = __ldg((&(words_0)[_S21]));
-        uint _S25 = _S24 >> int(16);
-        uint _S26 = __ldg((&(words_0)[_S21 + 1U]));
-        _S22 = _S25 | (_S26 << int(16));
+        uint _S25 = __ldg((&(words_0)[_S22]));
+        uint _S26 = _S25 >> int(16);
+        uint _S27 = __ldg((&(words_0)[_S22 + 1U]));
+        _S23 = _S26 | (_S27 << int(16));
     }
-    return _S22;
+    return _S23;
 }
 
 __device__ float4  fifth_bits_0(uint bits_0)
 {
-    uint4  _S27 = make_uint4 (bits_0 << int(4), bits_0 << int(3), bits_0 << int(2), bits_0 << int(1)) & make_uint4 (16U);
-    float4  _S28 = make_float4 ((float)_S27.x, (float)_S27.y, (float)_S27.z, (float)_S27.w);
-    return _S28;
+    uint4  _S28 = make_uint4 (bits_0 << int(4), bits_0 << int(3), bits_0 << int(2), bits_0 << int(1)) & make_uint4 (16U);
+    float4  _S29 = make_float4 ((float)_S28.x, (float)_S28.y, (float)_S28.z, (float)_S28.w);
+    return _S29;
 }
 
 __device__ float2  halves_0(uint word_0)
@@ -189,89 +195,89 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_1, uint offset_1, uint half_1)
 {
-    uint _S29 = __ldg((&(words_1)[offset_1 + half_1 / 2U]));
-    return halves_0(_S29 >> (half_1 % 2U * 16U)).x;
+    uint _S30 = __ldg((&(words_1)[offset_1 + half_1 / 2U]));
+    return halves_0(_S30 >> (half_1 % 2U * 16U)).x;
 }
 
 __device__ float4  nibbles_0(uint word_1)
 {
-    uint4  _S30 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
-    float4  _S31 = make_float4 ((float)_S30.x, (float)_S30.y, (float)_S30.z, (float)_S30.w);
-    return _S31;
+    uint4  _S31 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
+    float4  _S32 = make_float4 ((float)_S31.x, (float)_S31.y, (float)_S31.z, (float)_S31.w);
+    return _S32;
 }
 
 __device__ float4  Q5_0_four_0(StructuredBuffer<uint> words_2, uint offset_2, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S32 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 11U;
-    uint _S33 = column_1 % 32U;
-    return make_float4 (half_at_0(words_2, offset_2, _S32)) * (nibbles_0((word_at_0(words_2, offset_2, _S32 + 3U + column_1 % 16U / 2U)) >> (_S33 / 16U * 4U)) + fifth_bits_0((word_at_0(words_2, offset_2, _S32 + 1U)) >> _S33) - make_float4 (16.0f));
+    uint _S33 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 11U;
+    uint _S34 = column_1 % 32U;
+    return make_float4 (half_at_0(words_2, offset_2, _S33)) * (nibbles_0((word_at_0(words_2, offset_2, _S33 + 3U + column_1 % 16U / 2U)) >> (_S34 / 16U * 4U)) + fifth_bits_0((word_at_0(words_2, offset_2, _S33 + 1U)) >> _S34) - make_float4 (16.0f));
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S34 = eight_halves_0(Q5_0_four_0(words_3, offset_3, columns_1, row_2, column_2), Q5_0_four_0(words_3, offset_3, columns_1, row_2, column_2 + 4U));
-    return _S34;
+    uint4  _S35 = eight_halves_0(Q5_0_four_0(words_3, offset_3, columns_1, row_2, column_2), Q5_0_four_0(words_3, offset_3, columns_1, row_2, column_2 + 4U));
+    return _S35;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S35 = (&this_1->p_0)->x_offset_0;
-    uint _S36 = this_1->top_0 + row_3;
-    uint _S37 = this_1->rows_1 - 1U;
-    uint _S38 = (&this_1->p_0)->x_stride_0;
-    uint _S39 = 2U * eight_1;
-    uint _S40 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S36), (_S37))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S39;
+    uint _S36 = (&this_1->p_0)->x_offset_0;
+    uint _S37 = this_1->top_0 + row_3;
+    uint _S38 = this_1->rows_1 - 1U;
+    uint _S39 = (&this_1->p_0)->x_stride_0;
+    uint _S40 = 2U * eight_1;
+    uint _S41 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S37), (_S38))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S40;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S41 = this_1->x_3;
-    float4  _S42 = __ldg((&(this_1->x_3)[_S40]));
-    float4  _S43 = __ldg((&(_S41)[_S40 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S42;
-    (&parts_0)->left_0[0U][int(1)] = _S43;
-    uint _S44 = (_S35 + (U32_min((_S36 + 32U), (_S37))) * _S38 + begin_0) / 4U + _S39;
-    float4  _S45 = __ldg((&(_S41)[_S44]));
-    float4  _S46 = __ldg((&(_S41)[_S44 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S45;
-    (&parts_0)->left_0[1U][int(1)] = _S46;
-    uint _S47 = (_S35 + (U32_min((_S36 + 64U), (_S37))) * _S38 + begin_0) / 4U + _S39;
-    float4  _S48 = __ldg((&(_S41)[_S47]));
-    float4  _S49 = __ldg((&(_S41)[_S47 + 1U]));
-    (&parts_0)->left_0[2U][int(0)] = _S48;
-    (&parts_0)->left_0[2U][int(1)] = _S49;
-    uint _S50 = (_S35 + (U32_min((_S36 + 96U), (_S37))) * _S38 + begin_0) / 4U + _S39;
-    float4  _S51 = __ldg((&(_S41)[_S50]));
-    float4  _S52 = __ldg((&(_S41)[_S50 + 1U]));
-    (&parts_0)->left_0[3U][int(0)] = _S51;
-    (&parts_0)->left_0[3U][int(1)] = _S52;
-    uint _S53 = this_1->side_0 + row_3;
-    uint _S54 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S55 = this_1->weight_0;
-    uint _S56 = (&this_1->p_0)->weight_offset_0;
-    uint _S57 = (&this_1->p_0)->k_0;
-    uint _S58 = begin_0 + 8U * eight_1;
-    uint4  _S59 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S53), (_S54))), _S58);
-    (&parts_0)->right_0[0U] = _S59;
-    uint4  _S60 = Others_fetch_0(_S55, _S56, _S57, (U32_min((_S53 + 32U), (_S54))), _S58);
-    (&parts_0)->right_0[1U] = _S60;
-    uint4  _S61 = Others_fetch_0(_S55, _S56, _S57, (U32_min((_S53 + 64U), (_S54))), _S58);
-    (&parts_0)->right_0[2U] = _S61;
-    uint4  _S62 = Others_fetch_0(_S55, _S56, _S57, (U32_min((_S53 + 96U), (_S54))), _S58);
-    (&parts_0)->right_0[3U] = _S62;
+    StructuredBuffer<float4 > _S42 = this_1->x_3;
+    float4  _S43 = __ldg((&(this_1->x_3)[_S41]));
+    float4  _S44 = __ldg((&(_S42)[_S41 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S43;
+    (&parts_0)->left_0[0U][int(1)] = _S44;
+    uint _S45 = (_S36 + (U32_min((_S37 + 32U), (_S38))) * _S39 + begin_0) / 4U + _S40;
+    float4  _S46 = __ldg((&(_S42)[_S45]));
+    float4  _S47 = __ldg((&(_S42)[_S45 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S46;
+    (&parts_0)->left_0[1U][int(1)] = _S47;
+    uint _S48 = (_S36 + (U32_min((_S37 + 64U), (_S38))) * _S39 + begin_0) / 4U + _S40;
+    float4  _S49 = __ldg((&(_S42)[_S48]));
+    float4  _S50 = __ldg((&(_S42)[_S48 + 1U]));
+    (&parts_0)->left_0[2U][int(0)] = _S49;
+    (&parts_0)->left_0[2U][int(1)] = _S50;
+    uint _S51 = (_S36 + (U32_min((_S37 + 96U), (_S38))) * _S39 + begin_0) / 4U + _S40;
+    float4  _S52 = __ldg((&(_S42)[_S51]));
+    float4  _S53 = __ldg((&(_S42)[_S51 + 1U]));
+    (&parts_0)->left_0[3U][int(0)] = _S52;
+    (&parts_0)->left_0[3U][int(1)] = _S53;
+    uint _S54 = this_1->side_0 + row_3;
+    uint _S55 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S56 = this_1->weight_0;
+    uint _S57 = (&this_1->p_0)->weight_offset_0;
+    uint _S58 = (&this_1->p_0)->k_0;
+    uint _S59 = begin_0 + 8U * eight_1;
+    uint4  _S60 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S54), (_S55))), _S59);
+    (&parts_0)->right_0[0U] = _S60;
+    uint4  _S61 = Others_fetch_0(_S56, _S57, _S58, (U32_min((_S54 + 32U), (_S55))), _S59);
+    (&parts_0)->right_0[1U] = _S61;
+    uint4  _S62 = Others_fetch_0(_S56, _S57, _S58, (U32_min((_S54 + 64U), (_S55))), _S59);
+    (&parts_0)->right_0[2U] = _S62;
+    uint4  _S63 = Others_fetch_0(_S56, _S57, _S58, (U32_min((_S54 + 96U), (_S55))), _S59);
+    (&parts_0)->right_0[3U] = _S63;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_0, uint rows_2)
 {
-    uint _S63;
+    uint _S64;
     if(offset_4 == 4294967295U)
     {
-        _S63 = rows_2;
+        _S64 = rows_2;
     }
     else
     {
-        uint _S64 = __ldg((&(batch_0)[offset_4]));
-        _S63 = (U32_min(((U32_max((_S64), (first_0))) - first_0), (rows_2)));
+        uint _S65 = __ldg((&(batch_0)[offset_4]));
+        _S64 = (U32_min(((U32_max((_S65), (first_0))) - first_0), (rows_2)));
     }
-    return _S63;
+    return _S64;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -286,177 +292,177 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S65;
-    (&_S65)->halves_1 = *halves_2;
-    return _S65;
+    Sums_0 _S66;
+    (&_S66)->halves_1 = *halves_2;
+    return _S66;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S66 = make_int4 (int(0));
-    float4  _S67 = make_float4 ((float)_S66.x, (float)_S66.y, (float)_S66.z, (float)_S66.w);
-    FixedArray<float4 , 2>  _S68;
-    _S68[int(0)] = _S67;
-    _S68[int(1)] = _S67;
-    Sums_0 _S69 = Sums_x24init_0(&_S68);
-    return _S69;
+    int4  _S67 = make_int4 (int(0));
+    float4  _S68 = make_float4 ((float)_S67.x, (float)_S67.y, (float)_S67.z, (float)_S67.w);
+    FixedArray<float4 , 2>  _S69;
+    _S69[int(0)] = _S68;
+    _S69[int(1)] = _S68;
+    Sums_0 _S70 = Sums_x24init_0(&_S69);
+    return _S70;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S70 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S70;
+    uint4  _S71 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S71;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S71 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S71;
+    uint4  _S72 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S72;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S72 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S73 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S74;
-    _S74[int(0)] = _S72;
-    _S74[int(1)] = _S73;
-    Sums_0 _S75 = Sums_x24init_0(&_S74);
-    return _S75;
+    float4  _S73 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S74 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S75;
+    _S75[int(0)] = _S73;
+    _S75[int(1)] = _S74;
+    Sums_0 _S76 = Sums_x24init_0(&_S75);
+    return _S76;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S76 = 640U + across_0 * 5U;
-    uint4  _S77 = load_right_0(_S76, lane_2);
-    right_2[0U] = _S77;
-    uint _S78 = 640U + (across_0 + 16U) * 5U;
-    uint4  _S79 = load_right_0(_S78, lane_2);
-    right_2[1U] = _S79;
-    uint _S80 = 640U + (across_0 + 32U) * 5U;
-    uint4  _S81 = load_right_0(_S80, lane_2);
-    right_2[2U] = _S81;
-    uint _S82 = 640U + (across_0 + 48U) * 5U;
-    uint4  _S83 = load_right_0(_S82, lane_2);
-    right_2[3U] = _S83;
-    uint _S84 = down_0 * 5U;
-    uint4  _S85 = load_left_0(_S84, lane_2);
-    Sums_0 _S86 = (*sums_1)[0U][0U];
-    Sums_0 _S87 = multiply_add_0(_S85, _S77, &_S86);
-    (*sums_1)[0U][0U] = _S87;
-    Sums_0 _S88 = (*sums_1)[0U][1U];
-    Sums_0 _S89 = multiply_add_0(_S85, _S79, &_S88);
-    (*sums_1)[0U][1U] = _S89;
-    Sums_0 _S90 = (*sums_1)[0U][2U];
-    Sums_0 _S91 = multiply_add_0(_S85, _S81, &_S90);
-    (*sums_1)[0U][2U] = _S91;
-    Sums_0 _S92 = (*sums_1)[0U][3U];
-    Sums_0 _S93 = multiply_add_0(_S85, _S83, &_S92);
-    (*sums_1)[0U][3U] = _S93;
-    uint _S94 = (down_0 + 16U) * 5U;
-    uint4  _S95 = load_left_0(_S94, lane_2);
-    Sums_0 _S96 = (*sums_1)[1U][0U];
-    Sums_0 _S97 = multiply_add_0(_S95, _S77, &_S96);
-    (*sums_1)[1U][0U] = _S97;
-    Sums_0 _S98 = (*sums_1)[1U][1U];
-    Sums_0 _S99 = multiply_add_0(_S95, _S79, &_S98);
-    (*sums_1)[1U][1U] = _S99;
-    Sums_0 _S100 = (*sums_1)[1U][2U];
-    Sums_0 _S101 = multiply_add_0(_S95, _S81, &_S100);
-    (*sums_1)[1U][2U] = _S101;
-    Sums_0 _S102 = (*sums_1)[1U][3U];
-    Sums_0 _S103 = multiply_add_0(_S95, _S83, &_S102);
-    (*sums_1)[1U][3U] = _S103;
-    uint _S104 = (down_0 + 32U) * 5U;
-    uint4  _S105 = load_left_0(_S104, lane_2);
-    Sums_0 _S106 = (*sums_1)[2U][0U];
-    Sums_0 _S107 = multiply_add_0(_S105, _S77, &_S106);
-    (*sums_1)[2U][0U] = _S107;
-    Sums_0 _S108 = (*sums_1)[2U][1U];
-    Sums_0 _S109 = multiply_add_0(_S105, _S79, &_S108);
-    (*sums_1)[2U][1U] = _S109;
-    Sums_0 _S110 = (*sums_1)[2U][2U];
-    Sums_0 _S111 = multiply_add_0(_S105, _S81, &_S110);
-    (*sums_1)[2U][2U] = _S111;
-    Sums_0 _S112 = (*sums_1)[2U][3U];
-    Sums_0 _S113 = multiply_add_0(_S105, _S83, &_S112);
-    (*sums_1)[2U][3U] = _S113;
-    uint _S114 = (down_0 + 48U) * 5U;
-    uint4  _S115 = load_left_0(_S114, lane_2);
-    Sums_0 _S116 = (*sums_1)[3U][0U];
-    Sums_0 _S117 = multiply_add_0(_S115, _S77, &_S116);
-    (*sums_1)[3U][0U] = _S117;
-    Sums_0 _S118 = (*sums_1)[3U][1U];
-    Sums_0 _S119 = multiply_add_0(_S115, _S79, &_S118);
-    (*sums_1)[3U][1U] = _S119;
-    Sums_0 _S120 = (*sums_1)[3U][2U];
-    Sums_0 _S121 = multiply_add_0(_S115, _S81, &_S120);
-    (*sums_1)[3U][2U] = _S121;
-    Sums_0 _S122 = (*sums_1)[3U][3U];
-    Sums_0 _S123 = multiply_add_0(_S115, _S83, &_S122);
-    (*sums_1)[3U][3U] = _S123;
+    uint _S77 = 640U + across_0 * 5U;
+    uint4  _S78 = load_right_0(_S77, lane_2);
+    right_2[0U] = _S78;
+    uint _S79 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S80 = load_right_0(_S79, lane_2);
+    right_2[1U] = _S80;
+    uint _S81 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S82 = load_right_0(_S81, lane_2);
+    right_2[2U] = _S82;
+    uint _S83 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S84 = load_right_0(_S83, lane_2);
+    right_2[3U] = _S84;
+    uint _S85 = down_0 * 5U;
+    uint4  _S86 = load_left_0(_S85, lane_2);
+    Sums_0 _S87 = (*sums_1)[0U][0U];
+    Sums_0 _S88 = multiply_add_0(_S86, _S78, &_S87);
+    (*sums_1)[0U][0U] = _S88;
+    Sums_0 _S89 = (*sums_1)[0U][1U];
+    Sums_0 _S90 = multiply_add_0(_S86, _S80, &_S89);
+    (*sums_1)[0U][1U] = _S90;
+    Sums_0 _S91 = (*sums_1)[0U][2U];
+    Sums_0 _S92 = multiply_add_0(_S86, _S82, &_S91);
+    (*sums_1)[0U][2U] = _S92;
+    Sums_0 _S93 = (*sums_1)[0U][3U];
+    Sums_0 _S94 = multiply_add_0(_S86, _S84, &_S93);
+    (*sums_1)[0U][3U] = _S94;
+    uint _S95 = (down_0 + 16U) * 5U;
+    uint4  _S96 = load_left_0(_S95, lane_2);
+    Sums_0 _S97 = (*sums_1)[1U][0U];
+    Sums_0 _S98 = multiply_add_0(_S96, _S78, &_S97);
+    (*sums_1)[1U][0U] = _S98;
+    Sums_0 _S99 = (*sums_1)[1U][1U];
+    Sums_0 _S100 = multiply_add_0(_S96, _S80, &_S99);
+    (*sums_1)[1U][1U] = _S100;
+    Sums_0 _S101 = (*sums_1)[1U][2U];
+    Sums_0 _S102 = multiply_add_0(_S96, _S82, &_S101);
+    (*sums_1)[1U][2U] = _S102;
+    Sums_0 _S103 = (*sums_1)[1U][3U];
+    Sums_0 _S104 = multiply_add_0(_S96, _S84, &_S103);
+    (*sums_1)[1U][3U] = _S104;
+    uint _S105 = (down_0 + 32U) * 5U;
+    uint4  _S106 = load_left_0(_S105, lane_2);
+    Sums_0 _S107 = (*sums_1)[2U][0U];
+    Sums_0 _S108 = multiply_add_0(_S106, _S78, &_S107);
+    (*sums_1)[2U][0U] = _S108;
+    Sums_0 _S109 = (*sums_1)[2U][1U];
+    Sums_0 _S110 = multiply_add_0(_S106, _S80, &_S109);
+    (*sums_1)[2U][1U] = _S110;
+    Sums_0 _S111 = (*sums_1)[2U][2U];
+    Sums_0 _S112 = multiply_add_0(_S106, _S82, &_S111);
+    (*sums_1)[2U][2U] = _S112;
+    Sums_0 _S113 = (*sums_1)[2U][3U];
+    Sums_0 _S114 = multiply_add_0(_S106, _S84, &_S113);
+    (*sums_1)[2U][3U] = _S114;
+    uint _S115 = (down_0 + 48U) * 5U;
+    uint4  _S116 = load_left_0(_S115, lane_2);
+    Sums_0 _S117 = (*sums_1)[3U][0U];
+    Sums_0 _S118 = multiply_add_0(_S116, _S78, &_S117);
+    (*sums_1)[3U][0U] = _S118;
+    Sums_0 _S119 = (*sums_1)[3U][1U];
+    Sums_0 _S120 = multiply_add_0(_S116, _S80, &_S119);
+    (*sums_1)[3U][1U] = _S120;
+    Sums_0 _S121 = (*sums_1)[3U][2U];
+    Sums_0 _S122 = multiply_add_0(_S116, _S82, &_S121);
+    (*sums_1)[3U][2U] = _S122;
+    Sums_0 _S123 = (*sums_1)[3U][3U];
+    Sums_0 _S124 = multiply_add_0(_S116, _S84, &_S123);
+    (*sums_1)[3U][3U] = _S124;
     FixedArray<uint4 , 4>  right_3;
-    uint4  _S124 = load_right_0(_S76 + 2U, lane_2);
-    right_3[0U] = _S124;
-    uint4  _S125 = load_right_0(_S78 + 2U, lane_2);
-    right_3[1U] = _S125;
-    uint4  _S126 = load_right_0(_S80 + 2U, lane_2);
-    right_3[2U] = _S126;
-    uint4  _S127 = load_right_0(_S82 + 2U, lane_2);
-    right_3[3U] = _S127;
-    uint4  _S128 = load_left_0(_S84 + 2U, lane_2);
-    Sums_0 _S129 = (*sums_1)[0U][0U];
-    Sums_0 _S130 = multiply_add_0(_S128, _S124, &_S129);
-    (*sums_1)[0U][0U] = _S130;
-    Sums_0 _S131 = (*sums_1)[0U][1U];
-    Sums_0 _S132 = multiply_add_0(_S128, _S125, &_S131);
-    (*sums_1)[0U][1U] = _S132;
-    Sums_0 _S133 = (*sums_1)[0U][2U];
-    Sums_0 _S134 = multiply_add_0(_S128, _S126, &_S133);
-    (*sums_1)[0U][2U] = _S134;
-    Sums_0 _S135 = (*sums_1)[0U][3U];
-    Sums_0 _S136 = multiply_add_0(_S128, _S127, &_S135);
-    (*sums_1)[0U][3U] = _S136;
-    uint4  _S137 = load_left_0(_S94 + 2U, lane_2);
-    Sums_0 _S138 = (*sums_1)[1U][0U];
-    Sums_0 _S139 = multiply_add_0(_S137, _S124, &_S138);
-    (*sums_1)[1U][0U] = _S139;
-    Sums_0 _S140 = (*sums_1)[1U][1U];
-    Sums_0 _S141 = multiply_add_0(_S137, _S125, &_S140);
-    (*sums_1)[1U][1U] = _S141;
-    Sums_0 _S142 = (*sums_1)[1U][2U];
-    Sums_0 _S143 = multiply_add_0(_S137, _S126, &_S142);
-    (*sums_1)[1U][2U] = _S143;
-    Sums_0 _S144 = (*sums_1)[1U][3U];
-    Sums_0 _S145 = multiply_add_0(_S137, _S127, &_S144);
-    (*sums_1)[1U][3U] = _S145;
-    uint4  _S146 = load_left_0(_S104 + 2U, lane_2);
-    Sums_0 _S147 = (*sums_1)[2U][0U];
-    Sums_0 _S148 = multiply_add_0(_S146, _S124, &_S147);
-    (*sums_1)[2U][0U] = _S148;
-    Sums_0 _S149 = (*sums_1)[2U][1U];
-    Sums_0 _S150 = multiply_add_0(_S146, _S125, &_S149);
-    (*sums_1)[2U][1U] = _S150;
-    Sums_0 _S151 = (*sums_1)[2U][2U];
-    Sums_0 _S152 = multiply_add_0(_S146, _S126, &_S151);
-    (*sums_1)[2U][2U] = _S152;
-    Sums_0 _S153 = (*sums_1)[2U][3U];
-    Sums_0 _S154 = multiply_add_0(_S146, _S127, &_S153);
-    (*sums_1)[2U][3U] = _S154;
-    uint4  _S155 = load_left_0(_S114 + 2U, lane_2);
-    Sums_0 _S156 = (*sums_1)[3U][0U];
-    Sums_0 _S157 = multiply_add_0(_S155, _S124, &_S156);
-    (*sums_1)[3U][0U] = _S157;
-    Sums_0 _S158 = (*sums_1)[3U][1U];
-    Sums_0 _S159 = multiply_add_0(_S155, _S125, &_S158);
-    (*sums_1)[3U][1U] = _S159;
-    Sums_0 _S160 = (*sums_1)[3U][2U];
-    Sums_0 _S161 = multiply_add_0(_S155, _S126, &_S160);
-    (*sums_1)[3U][2U] = _S161;
-    Sums_0 _S162 = (*sums_1)[3U][3U];
-    Sums_0 _S163 = multiply_add_0(_S155, _S127, &_S162);
-    (*sums_1)[3U][3U] = _S163;
+    uint4  _S125 = load_right_0(_S77 + 2U, lane_2);
+    right_3[0U] = _S125;
+    uint4  _S126 = load_right_0(_S79 + 2U, lane_2);
+    right_3[1U] = _S126;
+    uint4  _S127 = load_right_0(_S81 + 2U, lane_2);
+    right_3[2U] = _S127;
+    uint4  _S128 = load_right_0(_S83 + 2U, lane_2);
+    right_3[3U] = _S128;
+    uint4  _S129 = load_left_0(_S85 + 2U, lane_2);
+    Sums_0 _S130 = (*sums_1)[0U][0U];
+    Sums_0 _S131 = multiply_add_0(_S129, _S125, &_S130);
+    (*sums_1)[0U][0U] = _S131;
+    Sums_0 _S132 = (*sums_1)[0U][1U];
+    Sums_0 _S133 = multiply_add_0(_S129, _S126, &_S132);
+    (*sums_1)[0U][1U] = _S133;
+    Sums_0 _S134 = (*sums_1)[0U][2U];
+    Sums_0 _S135 = multiply_add_0(_S129, _S127, &_S134);
+    (*sums_1)[0U][2U] = _S135;
+    Sums_0 _S136 = (*sums_1)[0U][3U];
+    Sums_0 _S137 = multiply_add_0(_S129, _S128, &_S136);
+    (*sums_1)[0U][3U] = _S137;
+    uint4  _S138 = load_left_0(_S95 + 2U, lane_2);
+    Sums_0 _S139 = (*sums_1)[1U][0U];
+    Sums_0 _S140 = multiply_add_0(_S138, _S125, &_S139);
+    (*sums_1)[1U][0U] = _S140;
+    Sums_0 _S141 = (*sums_1)[1U][1U];
+    Sums_0 _S142 = multiply_add_0(_S138, _S126, &_S141);
+    (*sums_1)[1U][1U] = _S142;
+    Sums_0 _S143 = (*sums_1)[1U][2U];
+    Sums_0 _S144 = multiply_add_0(_S138, _S127, &_S143);
+    (*sums_1)[1U][2U] = _S144;
+    Sums_0 _S145 = (*sums_1)[1U][3U];
+    Sums_0 _S146 = multiply_add_0(_S138, _S128, &_S145);
+    (*sums_1)[1U][3U] = _S146;
+    uint4  _S147 = load_left_0(_S105 + 2U, lane_2);
+    Sums_0 _S148 = (*sums_1)[2U][0U];
+    Sums_0 _S149 = multiply_add_0(_S147, _S125, &_S148);
+    (*sums_1)[2U][0U] = _S149;
+    Sums_0 _S150 = (*sums_1)[2U][1U];
+    Sums_0 _S151 = multiply_add_0(_S147, _S126, &_S150);
+    (*sums_1)[2U][1U] = _S151;
+    Sums_0 _S152 = (*sums_1)[2U][2U];
+    Sums_0 _S153 = multiply_add_0(_S147, _S127, &_S152);
+    (*sums_1)[2U][2U] = _S153;
+    Sums_0 _S154 = (*sums_1)[2U][3U];
+    Sums_0 _S155 = multiply_add_0(_S147, _S128, &_S154);
+    (*sums_1)[2U][3U] = _S155;
+    uint4  _S156 = load_left_0(_S115 + 2U, lane_2);
+    Sums_0 _S157 = (*sums_1)[3U][0U];
+    Sums_0 _S158 = multiply_add_0(_S156, _S125, &_S157);
+    (*sums_1)[3U][0U] = _S158;
+    Sums_0 _S159 = (*sums_1)[3U][1U];
+    Sums_0 _S160 = multiply_add_0(_S156, _S126, &_S159);
+    (*sums_1)[3U][1U] = _S160;
+    Sums_0 _S161 = (*sums_1)[3U][2U];
+    Sums_0 _S162 = multiply_add_0(_S156, _S127, &_S161);
+    (*sums_1)[3U][2U] = _S162;
+    Sums_0 _S163 = (*sums_1)[3U][3U];
+    Sums_0 _S164 = multiply_add_0(_S156, _S128, &_S163);
+    (*sums_1)[3U][3U] = _S164;
     return;
 }
 
@@ -477,314 +483,314 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S164 = thread_0 % 32U;
-    uint _S165 = _S164 / 4U;
-    uint _S166 = _S164 % 4U * 2U;
-    bool _S167;
+    uint _S165 = thread_0 % 32U;
+    uint _S166 = _S165 / 4U;
+    uint _S167 = _S165 % 4U * 2U;
+    bool _S168;
     if(whole_0)
     {
-        _S167 = true;
+        _S168 = true;
     }
     else
     {
-        if((place_0->row_4 + _S165) < (place_0->rows_3))
+        if((place_0->row_4 + _S166) < (place_0->rows_3))
         {
-            _S167 = (place_0->column_3 + _S166) < (place_0->columns_2);
+            _S168 = (place_0->column_3 + _S167) < (place_0->columns_2);
         }
         else
         {
-            _S167 = false;
+            _S168 = false;
         }
     }
-    float _S168;
-    if(_S167)
+    float _S169;
+    if(_S168)
     {
-        uint _S169 = Place_at_0(place_0, _S165, _S166);
-        float _S170 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S171 = (&(result_2)[_S169]);
+        uint _S170 = Place_at_0(place_0, _S166, _S167);
+        float _S171 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S172 = (&(result_2)[_S170]);
         if(accumulate_1)
         {
-            _S168 = *(&(result_2)[_S169]) + _S170;
+            _S169 = *(&(result_2)[_S170]) + _S171;
         }
         else
         {
-            _S168 = _S170;
+            _S169 = _S171;
         }
-        *_S171 = _S168;
+        *_S172 = _S169;
     }
-    uint _S172 = _S164 / 4U;
-    uint _S173 = _S166 + 1U;
+    uint _S173 = _S165 / 4U;
+    uint _S174 = _S167 + 1U;
     if(whole_0)
     {
-        _S167 = true;
+        _S168 = true;
     }
     else
     {
-        if((place_0->row_4 + _S172) < (place_0->rows_3))
+        if((place_0->row_4 + _S173) < (place_0->rows_3))
         {
-            _S167 = (place_0->column_3 + _S173) < (place_0->columns_2);
+            _S168 = (place_0->column_3 + _S174) < (place_0->columns_2);
         }
         else
         {
-            _S167 = false;
+            _S168 = false;
         }
     }
-    if(_S167)
+    if(_S168)
     {
-        uint _S174 = Place_at_0(place_0, _S172, _S173);
-        float _S175 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S176 = (&(result_2)[_S174]);
+        uint _S175 = Place_at_0(place_0, _S173, _S174);
+        float _S176 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S177 = (&(result_2)[_S175]);
         if(accumulate_1)
         {
-            _S168 = *(&(result_2)[_S174]) + _S175;
+            _S169 = *(&(result_2)[_S175]) + _S176;
         }
         else
         {
-            _S168 = _S175;
+            _S169 = _S176;
         }
-        *_S176 = _S168;
+        *_S177 = _S169;
     }
-    uint _S177 = _S164 / 4U + 8U;
+    uint _S178 = _S165 / 4U + 8U;
     if(whole_0)
     {
-        _S167 = true;
+        _S168 = true;
     }
     else
     {
-        if((place_0->row_4 + _S177) < (place_0->rows_3))
+        if((place_0->row_4 + _S178) < (place_0->rows_3))
         {
-            _S167 = (place_0->column_3 + _S166) < (place_0->columns_2);
+            _S168 = (place_0->column_3 + _S167) < (place_0->columns_2);
         }
         else
         {
-            _S167 = false;
+            _S168 = false;
         }
     }
-    if(_S167)
+    if(_S168)
     {
-        uint _S178 = Place_at_0(place_0, _S177, _S166);
-        float _S179 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S180 = (&(result_2)[_S178]);
+        uint _S179 = Place_at_0(place_0, _S178, _S167);
+        float _S180 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S181 = (&(result_2)[_S179]);
         if(accumulate_1)
         {
-            _S168 = *(&(result_2)[_S178]) + _S179;
+            _S169 = *(&(result_2)[_S179]) + _S180;
         }
         else
         {
-            _S168 = _S179;
+            _S169 = _S180;
         }
-        *_S180 = _S168;
+        *_S181 = _S169;
     }
-    uint _S181 = _S164 / 4U + 8U;
+    uint _S182 = _S165 / 4U + 8U;
     if(whole_0)
     {
-        _S167 = true;
+        _S168 = true;
     }
     else
     {
-        if((place_0->row_4 + _S181) < (place_0->rows_3))
+        if((place_0->row_4 + _S182) < (place_0->rows_3))
         {
-            _S167 = (place_0->column_3 + _S173) < (place_0->columns_2);
+            _S168 = (place_0->column_3 + _S174) < (place_0->columns_2);
         }
         else
         {
-            _S167 = false;
+            _S168 = false;
         }
     }
-    if(_S167)
+    if(_S168)
     {
-        uint _S182 = Place_at_0(place_0, _S181, _S173);
-        float _S183 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S184 = (&(result_2)[_S182]);
+        uint _S183 = Place_at_0(place_0, _S182, _S174);
+        float _S184 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S185 = (&(result_2)[_S183]);
         if(accumulate_1)
         {
-            _S168 = *(&(result_2)[_S182]) + _S183;
+            _S169 = *(&(result_2)[_S183]) + _S184;
         }
         else
         {
-            _S168 = _S183;
+            _S169 = _S184;
         }
-        *_S184 = _S168;
+        *_S185 = _S169;
     }
-    uint _S185 = _S164 / 4U;
-    uint _S186 = 8U + _S166;
+    uint _S186 = _S165 / 4U;
+    uint _S187 = 8U + _S167;
     if(whole_0)
     {
-        _S167 = true;
+        _S168 = true;
     }
     else
     {
-        if((place_0->row_4 + _S185) < (place_0->rows_3))
+        if((place_0->row_4 + _S186) < (place_0->rows_3))
         {
-            _S167 = (place_0->column_3 + _S186) < (place_0->columns_2);
+            _S168 = (place_0->column_3 + _S187) < (place_0->columns_2);
         }
         else
         {
-            _S167 = false;
+            _S168 = false;
         }
     }
-    if(_S167)
+    if(_S168)
     {
-        uint _S187 = Place_at_0(place_0, _S185, _S186);
-        float _S188 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S189 = (&(result_2)[_S187]);
+        uint _S188 = Place_at_0(place_0, _S186, _S187);
+        float _S189 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S190 = (&(result_2)[_S188]);
         if(accumulate_1)
         {
-            _S168 = *(&(result_2)[_S187]) + _S188;
+            _S169 = *(&(result_2)[_S188]) + _S189;
         }
         else
         {
-            _S168 = _S188;
+            _S169 = _S189;
         }
-        *_S189 = _S168;
+        *_S190 = _S169;
     }
-    uint _S190 = _S164 / 4U;
-    uint _S191 = _S186 + 1U;
+    uint _S191 = _S165 / 4U;
+    uint _S192 = _S187 + 1U;
     if(whole_0)
     {
-        _S167 = true;
+        _S168 = true;
     }
     else
     {
-        if((place_0->row_4 + _S190) < (place_0->rows_3))
+        if((place_0->row_4 + _S191) < (place_0->rows_3))
         {
-            _S167 = (place_0->column_3 + _S191) < (place_0->columns_2);
+            _S168 = (place_0->column_3 + _S192) < (place_0->columns_2);
         }
         else
         {
-            _S167 = false;
+            _S168 = false;
         }
     }
-    if(_S167)
+    if(_S168)
     {
-        uint _S192 = Place_at_0(place_0, _S190, _S191);
-        float _S193 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S194 = (&(result_2)[_S192]);
+        uint _S193 = Place_at_0(place_0, _S191, _S192);
+        float _S194 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S195 = (&(result_2)[_S193]);
         if(accumulate_1)
         {
-            _S168 = *(&(result_2)[_S192]) + _S193;
+            _S169 = *(&(result_2)[_S193]) + _S194;
         }
         else
         {
-            _S168 = _S193;
+            _S169 = _S194;
         }
-        *_S194 = _S168;
+        *_S195 = _S169;
     }
-    uint _S195 = _S164 / 4U + 8U;
+    uint _S196 = _S165 / 4U + 8U;
     if(whole_0)
     {
-        _S167 = true;
+        _S168 = true;
     }
     else
     {
-        if((place_0->row_4 + _S195) < (place_0->rows_3))
+        if((place_0->row_4 + _S196) < (place_0->rows_3))
         {
-            _S167 = (place_0->column_3 + _S186) < (place_0->columns_2);
+            _S168 = (place_0->column_3 + _S187) < (place_0->columns_2);
         }
         else
         {
-            _S167 = false;
+            _S168 = false;
         }
     }
-    if(_S167)
+    if(_S168)
     {
-        uint _S196 = Place_at_0(place_0, _S195, _S186);
-        float _S197 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S198 = (&(result_2)[_S196]);
+        uint _S197 = Place_at_0(place_0, _S196, _S187);
+        float _S198 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S199 = (&(result_2)[_S197]);
         if(accumulate_1)
         {
-            _S168 = *(&(result_2)[_S196]) + _S197;
+            _S169 = *(&(result_2)[_S197]) + _S198;
         }
         else
         {
-            _S168 = _S197;
+            _S169 = _S198;
         }
-        *_S198 = _S168;
+        *_S199 = _S169;
     }
-    uint _S199 = _S164 / 4U + 8U;
+    uint _S200 = _S165 / 4U + 8U;
     if(whole_0)
     {
-        _S167 = true;
+        _S168 = true;
     }
     else
     {
-        if((place_0->row_4 + _S199) < (place_0->rows_3))
+        if((place_0->row_4 + _S200) < (place_0->rows_3))
         {
-            _S167 = (place_0->column_3 + _S191) < (place_0->columns_2);
+            _S168 = (place_0->column_3 + _S192) < (place_0->columns_2);
         }
         else
         {
-            _S167 = false;
+            _S168 = false;
         }
     }
-    if(_S167)
+    if(_S168)
     {
-        uint _S200 = Place_at_0(place_0, _S199, _S191);
-        float _S201 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S202 = (&(result_2)[_S200]);
+        uint _S201 = Place_at_0(place_0, _S200, _S192);
+        float _S202 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S203 = (&(result_2)[_S201]);
         if(accumulate_1)
         {
-            _S168 = *(&(result_2)[_S200]) + _S201;
+            _S169 = *(&(result_2)[_S201]) + _S202;
         }
         else
         {
-            _S168 = _S201;
+            _S169 = _S202;
         }
-        *_S202 = _S168;
+        *_S203 = _S169;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S203 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S204 = (_S203 + 128U - 1U) / 128U;
-    uint _S205 = group_number_0(group_1);
-    uint _S206 = p_1->n_0;
-    if(_S205 >= (_S204 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S204 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S205 = (_S204 + 128U - 1U) / 128U;
+    uint _S206 = group_number_0(group_1);
+    uint _S207 = p_1->n_0;
+    if(_S206 >= (_S205 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S207 = _S205 % _S204;
-    uint _S208 = _S207 * 128U;
-    uint _S209 = _S205 / _S204;
-    uint _S210 = _S209 * 128U;
-    uint _S211 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S212 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S213 = thread_1 / 4U;
-    uint _S214 = thread_1 % 4U;
+    uint _S208 = _S206 % _S205;
+    uint _S209 = _S208 * 128U;
+    uint _S210 = _S206 / _S205;
+    uint _S211 = _S210 * 128U;
+    uint _S212 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S213 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S214 = thread_1 / 4U;
+    uint _S215 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S208;
-    (&operands_0)->side_0 = _S210;
-    (&operands_0)->rows_1 = _S203;
+    (&operands_0)->top_0 = _S209;
+    (&operands_0)->side_0 = _S211;
+    (&operands_0)->rows_1 = _S204;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S215 = no_sums_0();
-    sums_3[0U][0U] = _S215;
-    sums_3[0U][1U] = _S215;
-    sums_3[0U][2U] = _S215;
-    sums_3[0U][3U] = _S215;
-    sums_3[1U][0U] = _S215;
-    sums_3[1U][1U] = _S215;
-    sums_3[1U][2U] = _S215;
-    sums_3[1U][3U] = _S215;
-    sums_3[2U][0U] = _S215;
-    sums_3[2U][1U] = _S215;
-    sums_3[2U][2U] = _S215;
-    sums_3[2U][3U] = _S215;
-    sums_3[3U][0U] = _S215;
-    sums_3[3U][1U] = _S215;
-    sums_3[3U][2U] = _S215;
-    sums_3[3U][3U] = _S215;
-    Operands_0 _S216 = operands_0;
-    Parts_0 _S217 = Operands_load_0(&_S216, 0U, _S213, _S214);
+    Sums_0 _S216 = no_sums_0();
+    sums_3[0U][0U] = _S216;
+    sums_3[0U][1U] = _S216;
+    sums_3[0U][2U] = _S216;
+    sums_3[0U][3U] = _S216;
+    sums_3[1U][0U] = _S216;
+    sums_3[1U][1U] = _S216;
+    sums_3[1U][2U] = _S216;
+    sums_3[1U][3U] = _S216;
+    sums_3[2U][0U] = _S216;
+    sums_3[2U][1U] = _S216;
+    sums_3[2U][2U] = _S216;
+    sums_3[2U][3U] = _S216;
+    sums_3[3U][0U] = _S216;
+    sums_3[3U][1U] = _S216;
+    sums_3[3U][2U] = _S216;
+    sums_3[3U][3U] = _S216;
+    Operands_0 _S217 = operands_0;
+    Parts_0 _S218 = Operands_load_0(&_S217, 0U, _S214, _S215);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S217;
+    Parts_0 parts_1 = _S218;
     for(;;)
     {
-        uint _S218 = p_1->k_0;
+        uint _S219 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -792,205 +798,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S219 = parts_1;
-        Parts_store_0(&_S219, _S213, _S214);
+        Parts_0 _S220 = parts_1;
+        Parts_store_0(&_S220, _S214, _S215);
         __syncthreads();
-        uint _S220 = begin_1 + 32U;
-        uint _S221 = (U32_min((_S220), (_S218 - 32U)));
-        Operands_0 _S222 = operands_0;
-        Parts_0 _S223 = Operands_load_0(&_S222, _S221, _S213, _S214);
-        multiply_0(&sums_3, _S211, _S212, thread_1 % 32U);
+        uint _S221 = begin_1 + 32U;
+        uint _S222 = (U32_min((_S221), (_S219 - 32U)));
+        Operands_0 _S223 = operands_0;
+        Parts_0 _S224 = Operands_load_0(&_S223, _S222, _S214, _S215);
+        multiply_0(&sums_3, _S212, _S213, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S220;
-        parts_1 = _S223;
+        begin_1 = _S221;
+        parts_1 = _S224;
     }
-    bool _S224;
-    if((_S208 + 128U) <= _S203)
+    bool _S225;
+    if((_S209 + 128U) <= _S204)
     {
-        _S224 = (_S210 + 128U) <= _S206;
+        _S225 = (_S211 + 128U) <= _S207;
     }
     else
     {
-        _S224 = false;
+        _S225 = false;
     }
     Place_0 place_1;
-    uint _S225 = _S208 + _S211;
-    (&place_1)->row_4 = _S225;
-    uint _S226 = _S210 + _S212;
-    (&place_1)->column_3 = _S226;
-    (&place_1)->rows_3 = _S203;
-    (&place_1)->columns_2 = _S206;
-    uint _S227 = p_1->out_offset_0;
+    uint _S226 = _S209 + _S212;
+    (&place_1)->row_4 = _S226;
+    uint _S227 = _S211 + _S213;
+    (&place_1)->column_3 = _S227;
+    (&place_1)->rows_3 = _S204;
+    (&place_1)->columns_2 = _S207;
+    uint _S228 = p_1->out_offset_0;
     (&place_1)->offset_5 = p_1->out_offset_0;
-    uint _S228 = p_1->out_stride_0;
+    uint _S229 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S229 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S230 = sums_3[0U][0U];
-    Place_0 _S231 = place_1;
-    write_0(&_S230, 16.0f, result_3, &_S231, _S229, _S224, thread_1);
+    bool _S230 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S231 = sums_3[0U][0U];
+    Place_0 _S232 = place_1;
+    write_0(&_S231, 16.0f, result_3, &_S232, _S230, _S225, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S225;
-    uint _S232 = _S226 + 16U;
-    (&place_2)->column_3 = _S232;
-    (&place_2)->rows_3 = _S203;
-    (&place_2)->columns_2 = _S206;
-    (&place_2)->offset_5 = _S227;
-    (&place_2)->stride_0 = _S228;
-    Sums_0 _S233 = sums_3[0U][1U];
-    Place_0 _S234 = place_2;
-    write_0(&_S233, 16.0f, result_3, &_S234, _S229, _S224, thread_1);
+    (&place_2)->row_4 = _S226;
+    uint _S233 = _S227 + 16U;
+    (&place_2)->column_3 = _S233;
+    (&place_2)->rows_3 = _S204;
+    (&place_2)->columns_2 = _S207;
+    (&place_2)->offset_5 = _S228;
+    (&place_2)->stride_0 = _S229;
+    Sums_0 _S234 = sums_3[0U][1U];
+    Place_0 _S235 = place_2;
+    write_0(&_S234, 16.0f, result_3, &_S235, _S230, _S225, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S225;
-    uint _S235 = _S226 + 32U;
-    (&place_3)->column_3 = _S235;
-    (&place_3)->rows_3 = _S203;
-    (&place_3)->columns_2 = _S206;
-    (&place_3)->offset_5 = _S227;
-    (&place_3)->stride_0 = _S228;
-    Sums_0 _S236 = sums_3[0U][2U];
-    Place_0 _S237 = place_3;
-    write_0(&_S236, 16.0f, result_3, &_S237, _S229, _S224, thread_1);
+    (&place_3)->row_4 = _S226;
+    uint _S236 = _S227 + 32U;
+    (&place_3)->column_3 = _S236;
+    (&place_3)->rows_3 = _S204;
+    (&place_3)->columns_2 = _S207;
+    (&place_3)->offset_5 = _S228;
+    (&place_3)->stride_0 = _S229;
+    Sums_0 _S237 = sums_3[0U][2U];
+    Place_0 _S238 = place_3;
+    write_0(&_S237, 16.0f, result_3, &_S238, _S230, _S225, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S225;
-    uint _S238 = _S226 + 48U;
-    (&place_4)->column_3 = _S238;
-    (&place_4)->rows_3 = _S203;
-    (&place_4)->columns_2 = _S206;
-    (&place_4)->offset_5 = _S227;
-    (&place_4)->stride_0 = _S228;
-    Sums_0 _S239 = sums_3[0U][3U];
-    Place_0 _S240 = place_4;
-    write_0(&_S239, 16.0f, result_3, &_S240, _S229, _S224, thread_1);
+    (&place_4)->row_4 = _S226;
+    uint _S239 = _S227 + 48U;
+    (&place_4)->column_3 = _S239;
+    (&place_4)->rows_3 = _S204;
+    (&place_4)->columns_2 = _S207;
+    (&place_4)->offset_5 = _S228;
+    (&place_4)->stride_0 = _S229;
+    Sums_0 _S240 = sums_3[0U][3U];
+    Place_0 _S241 = place_4;
+    write_0(&_S240, 16.0f, result_3, &_S241, _S230, _S225, thread_1);
     Place_0 place_5;
-    uint _S241 = _S225 + 16U;
-    (&place_5)->row_4 = _S241;
-    (&place_5)->column_3 = _S226;
-    (&place_5)->rows_3 = _S203;
-    (&place_5)->columns_2 = _S206;
-    (&place_5)->offset_5 = _S227;
-    (&place_5)->stride_0 = _S228;
-    Sums_0 _S242 = sums_3[1U][0U];
-    Place_0 _S243 = place_5;
-    write_0(&_S242, 16.0f, result_3, &_S243, _S229, _S224, thread_1);
+    uint _S242 = _S226 + 16U;
+    (&place_5)->row_4 = _S242;
+    (&place_5)->column_3 = _S227;
+    (&place_5)->rows_3 = _S204;
+    (&place_5)->columns_2 = _S207;
+    (&place_5)->offset_5 = _S228;
+    (&place_5)->stride_0 = _S229;
+    Sums_0 _S243 = sums_3[1U][0U];
+    Place_0 _S244 = place_5;
+    write_0(&_S243, 16.0f, result_3, &_S244, _S230, _S225, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S241;
-    (&place_6)->column_3 = _S232;
-    (&place_6)->rows_3 = _S203;
-    (&place_6)->columns_2 = _S206;
-    (&place_6)->offset_5 = _S227;
-    (&place_6)->stride_0 = _S228;
-    Sums_0 _S244 = sums_3[1U][1U];
-    Place_0 _S245 = place_6;
-    write_0(&_S244, 16.0f, result_3, &_S245, _S229, _S224, thread_1);
+    (&place_6)->row_4 = _S242;
+    (&place_6)->column_3 = _S233;
+    (&place_6)->rows_3 = _S204;
+    (&place_6)->columns_2 = _S207;
+    (&place_6)->offset_5 = _S228;
+    (&place_6)->stride_0 = _S229;
+    Sums_0 _S245 = sums_3[1U][1U];
+    Place_0 _S246 = place_6;
+    write_0(&_S245, 16.0f, result_3, &_S246, _S230, _S225, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S241;
-    (&place_7)->column_3 = _S235;
-    (&place_7)->rows_3 = _S203;
-    (&place_7)->columns_2 = _S206;
-    (&place_7)->offset_5 = _S227;
-    (&place_7)->stride_0 = _S228;
-    Sums_0 _S246 = sums_3[1U][2U];
-    Place_0 _S247 = place_7;
-    write_0(&_S246, 16.0f, result_3, &_S247, _S229, _S224, thread_1);
+    (&place_7)->row_4 = _S242;
+    (&place_7)->column_3 = _S236;
+    (&place_7)->rows_3 = _S204;
+    (&place_7)->columns_2 = _S207;
+    (&place_7)->offset_5 = _S228;
+    (&place_7)->stride_0 = _S229;
+    Sums_0 _S247 = sums_3[1U][2U];
+    Place_0 _S248 = place_7;
+    write_0(&_S247, 16.0f, result_3, &_S248, _S230, _S225, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S241;
-    (&place_8)->column_3 = _S238;
-    (&place_8)->rows_3 = _S203;
-    (&place_8)->columns_2 = _S206;
-    (&place_8)->offset_5 = _S227;
-    (&place_8)->stride_0 = _S228;
-    Sums_0 _S248 = sums_3[1U][3U];
-    Place_0 _S249 = place_8;
-    write_0(&_S248, 16.0f, result_3, &_S249, _S229, _S224, thread_1);
+    (&place_8)->row_4 = _S242;
+    (&place_8)->column_3 = _S239;
+    (&place_8)->rows_3 = _S204;
+    (&place_8)->columns_2 = _S207;
+    (&place_8)->offset_5 = _S228;
+    (&place_8)->stride_0 = _S229;
+    Sums_0 _S249 = sums_3[1U][3U];
+    Place_0 _S250 = place_8;
+    write_0(&_S249, 16.0f, result_3, &_S250, _S230, _S225, thread_1);
     Place_0 place_9;
-    uint _S250 = _S225 + 32U;
-    (&place_9)->row_4 = _S250;
-    (&place_9)->column_3 = _S226;
-    (&place_9)->rows_3 = _S203;
-    (&place_9)->columns_2 = _S206;
-    (&place_9)->offset_5 = _S227;
-    (&place_9)->stride_0 = _S228;
-    Sums_0 _S251 = sums_3[2U][0U];
-    Place_0 _S252 = place_9;
-    write_0(&_S251, 16.0f, result_3, &_S252, _S229, _S224, thread_1);
+    uint _S251 = _S226 + 32U;
+    (&place_9)->row_4 = _S251;
+    (&place_9)->column_3 = _S227;
+    (&place_9)->rows_3 = _S204;
+    (&place_9)->columns_2 = _S207;
+    (&place_9)->offset_5 = _S228;
+    (&place_9)->stride_0 = _S229;
+    Sums_0 _S252 = sums_3[2U][0U];
+    Place_0 _S253 = place_9;
+    write_0(&_S252, 16.0f, result_3, &_S253, _S230, _S225, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S250;
-    (&place_10)->column_3 = _S232;
-    (&place_10)->rows_3 = _S203;
-    (&place_10)->columns_2 = _S206;
-    (&place_10)->offset_5 = _S227;
-    (&place_10)->stride_0 = _S228;
-    Sums_0 _S253 = sums_3[2U][1U];
-    Place_0 _S254 = place_10;
-    write_0(&_S253, 16.0f, result_3, &_S254, _S229, _S224, thread_1);
+    (&place_10)->row_4 = _S251;
+    (&place_10)->column_3 = _S233;
+    (&place_10)->rows_3 = _S204;
+    (&place_10)->columns_2 = _S207;
+    (&place_10)->offset_5 = _S228;
+    (&place_10)->stride_0 = _S229;
+    Sums_0 _S254 = sums_3[2U][1U];
+    Place_0 _S255 = place_10;
+    write_0(&_S254, 16.0f, result_3, &_S255, _S230, _S225, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S250;
-    (&place_11)->column_3 = _S235;
-    (&place_11)->rows_3 = _S203;
-    (&place_11)->columns_2 = _S206;
-    (&place_11)->offset_5 = _S227;
-    (&place_11)->stride_0 = _S228;
-    Sums_0 _S255 = sums_3[2U][2U];
-    Place_0 _S256 = place_11;
-    write_0(&_S255, 16.0f, result_3, &_S256, _S229, _S224, thread_1);
+    (&place_11)->row_4 = _S251;
+    (&place_11)->column_3 = _S236;
+    (&place_11)->rows_3 = _S204;
+    (&place_11)->columns_2 = _S207;
+    (&place_11)->offset_5 = _S228;
+    (&place_11)->stride_0 = _S229;
+    Sums_0 _S256 = sums_3[2U][2U];
+    Place_0 _S257 = place_11;
+    write_0(&_S256, 16.0f, result_3, &_S257, _S230, _S225, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S250;
-    (&place_12)->column_3 = _S238;
-    (&place_12)->rows_3 = _S203;
-    (&place_12)->columns_2 = _S206;
-    (&place_12)->offset_5 = _S227;
-    (&place_12)->stride_0 = _S228;
-    Sums_0 _S257 = sums_3[2U][3U];
-    Place_0 _S258 = place_12;
-    write_0(&_S257, 16.0f, result_3, &_S258, _S229, _S224, thread_1);
+    (&place_12)->row_4 = _S251;
+    (&place_12)->column_3 = _S239;
+    (&place_12)->rows_3 = _S204;
+    (&place_12)->columns_2 = _S207;
+    (&place_12)->offset_5 = _S228;
+    (&place_12)->stride_0 = _S229;
+    Sums_0 _S258 = sums_3[2U][3U];
+    Place_0 _S259 = place_12;
+    write_0(&_S258, 16.0f, result_3, &_S259, _S230, _S225, thread_1);
     Place_0 place_13;
-    uint _S259 = _S225 + 48U;
-    (&place_13)->row_4 = _S259;
-    (&place_13)->column_3 = _S226;
-    (&place_13)->rows_3 = _S203;
-    (&place_13)->columns_2 = _S206;
-    (&place_13)->offset_5 = _S227;
-    (&place_13)->stride_0 = _S228;
-    Sums_0 _S260 = sums_3[3U][0U];
-    Place_0 _S261 = place_13;
-    write_0(&_S260, 16.0f, result_3, &_S261, _S229, _S224, thread_1);
+    uint _S260 = _S226 + 48U;
+    (&place_13)->row_4 = _S260;
+    (&place_13)->column_3 = _S227;
+    (&place_13)->rows_3 = _S204;
+    (&place_13)->columns_2 = _S207;
+    (&place_13)->offset_5 = _S228;
+    (&place_13)->stride_0 = _S229;
+    Sums_0 _S261 = sums_3[3U][0U];
+    Place_0 _S262 = place_13;
+    write_0(&_S261, 16.0f, result_3, &_S262, _S230, _S225, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S259;
-    (&place_14)->column_3 = _S232;
-    (&place_14)->rows_3 = _S203;
-    (&place_14)->columns_2 = _S206;
-    (&place_14)->offset_5 = _S227;
-    (&place_14)->stride_0 = _S228;
-    Sums_0 _S262 = sums_3[3U][1U];
-    Place_0 _S263 = place_14;
-    write_0(&_S262, 16.0f, result_3, &_S263, _S229, _S224, thread_1);
+    (&place_14)->row_4 = _S260;
+    (&place_14)->column_3 = _S233;
+    (&place_14)->rows_3 = _S204;
+    (&place_14)->columns_2 = _S207;
+    (&place_14)->offset_5 = _S228;
+    (&place_14)->stride_0 = _S229;
+    Sums_0 _S263 = sums_3[3U][1U];
+    Place_0 _S264 = place_14;
+    write_0(&_S263, 16.0f, result_3, &_S264, _S230, _S225, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S259;
-    (&place_15)->column_3 = _S235;
-    (&place_15)->rows_3 = _S203;
-    (&place_15)->columns_2 = _S206;
-    (&place_15)->offset_5 = _S227;
-    (&place_15)->stride_0 = _S228;
-    Sums_0 _S264 = sums_3[3U][2U];
-    Place_0 _S265 = place_15;
-    write_0(&_S264, 16.0f, result_3, &_S265, _S229, _S224, thread_1);
+    (&place_15)->row_4 = _S260;
+    (&place_15)->column_3 = _S236;
+    (&place_15)->rows_3 = _S204;
+    (&place_15)->columns_2 = _S207;
+    (&place_15)->offset_5 = _S228;
+    (&place_15)->stride_0 = _S229;
+    Sums_0 _S265 = sums_3[3U][2U];
+    Place_0 _S266 = place_15;
+    write_0(&_S265, 16.0f, result_3, &_S266, _S230, _S225, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S259;
-    (&place_16)->column_3 = _S238;
-    (&place_16)->rows_3 = _S203;
-    (&place_16)->columns_2 = _S206;
-    (&place_16)->offset_5 = _S227;
-    (&place_16)->stride_0 = _S228;
-    Sums_0 _S266 = sums_3[3U][3U];
-    Place_0 _S267 = place_16;
-    write_0(&_S266, 16.0f, result_3, &_S267, _S229, _S224, thread_1);
+    (&place_16)->row_4 = _S260;
+    (&place_16)->column_3 = _S239;
+    (&place_16)->rows_3 = _S204;
+    (&place_16)->columns_2 = _S207;
+    (&place_16)->offset_5 = _S228;
+    (&place_16)->stride_0 = _S229;
+    Sums_0 _S267 = sums_3[3U][3U];
+    Place_0 _S268 = place_16;
+    write_0(&_S267, 16.0f, result_3, &_S268, _S230, _S225, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q5_0(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S268 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S269 = p_2;
-    gemm_0(blockIdx, _S268, x_5, weight_2, result_4, batch_2, &_S269);
+    uint _S269 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S270 = p_2;
+    gemm_0(blockIdx, _S269, x_5, weight_2, result_4, batch_2, &_S270);
     return;
 }

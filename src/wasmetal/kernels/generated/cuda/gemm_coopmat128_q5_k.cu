@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
@@ -107,27 +113,27 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = (row_0 + 64U) * 5U;
-    uint _S15 = _S14 + eight_0;
-    uint4  _S16 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
-    put_0(_S15, _S16);
-    uint _S17 = (row_0 + 96U) * 5U;
-    uint _S18 = _S17 + eight_0;
-    uint4  _S19 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
-    put_0(_S18, _S19);
-    uint _S20 = 8U * eight_0;
-    put_0(640U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S20));
-    put_0(640U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S20));
-    put_0(640U + _S14 + eight_0, Others_decode_0(this_0->right_0[2U], _S20));
-    put_0(640U + _S17 + eight_0, Others_decode_0(this_0->right_0[3U], _S20));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = (row_0 + 64U) * 5U;
+    uint _S16 = _S15 + eight_0;
+    uint4  _S17 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
+    put_0(_S16, _S17);
+    uint _S18 = (row_0 + 96U) * 5U;
+    uint _S19 = _S18 + eight_0;
+    uint4  _S20 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
+    put_0(_S19, _S20);
+    uint _S21 = 8U * eight_0;
+    put_0(640U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S21));
+    put_0(640U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S21));
+    put_0(640U + _S15 + eight_0, Others_decode_0(this_0->right_0[2U], _S21));
+    put_0(640U + _S18 + eight_0, Others_decode_0(this_0->right_0[3U], _S21));
     return;
 }
 
@@ -163,26 +169,26 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ uint2  scales_of_quarter_0(uint3  packed_0, uint quarter_0)
 {
-    uint _S21 = quarter_0 % 2U * 16U;
-    uint2  _S22 = uint2 {packed_0.x, packed_0.y} >> make_uint2 (_S21);
-    uint _S23 = (packed_0.z) >> _S21;
-    uint2  _S24;
+    uint _S22 = quarter_0 % 2U * 16U;
+    uint2  _S23 = uint2 {packed_0.x, packed_0.y} >> make_uint2 (_S22);
+    uint _S24 = (packed_0.z) >> _S22;
+    uint2  _S25;
     if(quarter_0 < 2U)
     {
-        _S24 = _S22 & make_uint2 (16191U);
+        _S25 = _S23 & make_uint2 (16191U);
     }
     else
     {
-        _S24 = (make_uint2 (_S23, _S23 >> int(4)) & make_uint2 (3855U)) | ((_S22 >> make_uint2 (int(2))) & make_uint2 (12336U));
+        _S25 = (make_uint2 (_S24, _S24 >> int(4)) & make_uint2 (3855U)) | ((_S23 >> make_uint2 (int(2))) & make_uint2 (12336U));
     }
-    return _S24;
+    return _S25;
 }
 
 __device__ float4  unsigned_bytes_0(uint word_1)
 {
-    uint4  _S25 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
-    float4  _S26 = make_float4 ((float)_S25.x, (float)_S25.y, (float)_S25.z, (float)_S25.w);
-    return _S26;
+    uint4  _S26 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
+    float4  _S27 = make_float4 ((float)_S26.x, (float)_S26.y, (float)_S26.z, (float)_S26.w);
+    return _S27;
 }
 
 __device__ float4  fives_0(uint low_0, uint fifths_0)
@@ -192,90 +198,90 @@ __device__ float4  fives_0(uint low_0, uint fifths_0)
 
 __device__ float4  FourOrFive_four_0(StructuredBuffer<uint> words_0, uint offset_0, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S27 = offset_0 + (row_1 * (columns_0 / 256U) + column_1 / 256U) * 44U;
-    uint _S28 = column_1 % 256U / 32U;
-    uint _S29 = __ldg((&(words_0)[_S27 + 1U]));
-    uint _S30 = __ldg((&(words_0)[_S27 + 2U]));
-    uint _S31 = __ldg((&(words_0)[_S27 + 3U]));
-    uint3  _S32 = make_uint3 (_S29, _S30, _S31);
-    uint _S33 = __ldg((&(words_0)[_S27]));
-    uint _S34 = _S28 % 2U;
-    uint2  _S35 = ((scales_of_quarter_0(_S32, _S28 / 2U)) >> make_uint2 (_S34 * 8U)) & make_uint2 (255U);
-    float2  _S36 = make_float2 ((float)_S35.x, (float)_S35.y);
-    float2  _S37 = halves_0(_S33) * _S36;
-    uint _S38 = _S27 + 4U;
-    uint _S39 = column_1 % 32U;
-    uint _S40 = __ldg((&(words_0)[_S38 + 8U + _S28 / 2U * 8U + _S39 / 4U]));
-    uint _S41 = _S40 >> (_S34 * 4U);
-    uint _S42 = __ldg((&(words_0)[_S38 + _S39 / 4U]));
-    return make_float4 (_S37.x) * fives_0(_S41, _S42 >> _S28) - make_float4 (_S37.y);
+    uint _S28 = offset_0 + (row_1 * (columns_0 / 256U) + column_1 / 256U) * 44U;
+    uint _S29 = column_1 % 256U / 32U;
+    uint _S30 = __ldg((&(words_0)[_S28 + 1U]));
+    uint _S31 = __ldg((&(words_0)[_S28 + 2U]));
+    uint _S32 = __ldg((&(words_0)[_S28 + 3U]));
+    uint3  _S33 = make_uint3 (_S30, _S31, _S32);
+    uint _S34 = __ldg((&(words_0)[_S28]));
+    uint _S35 = _S29 % 2U;
+    uint2  _S36 = ((scales_of_quarter_0(_S33, _S29 / 2U)) >> make_uint2 (_S35 * 8U)) & make_uint2 (255U);
+    float2  _S37 = make_float2 ((float)_S36.x, (float)_S36.y);
+    float2  _S38 = halves_0(_S34) * _S37;
+    uint _S39 = _S28 + 4U;
+    uint _S40 = column_1 % 32U;
+    uint _S41 = __ldg((&(words_0)[_S39 + 8U + _S29 / 2U * 8U + _S40 / 4U]));
+    uint _S42 = _S41 >> (_S35 * 4U);
+    uint _S43 = __ldg((&(words_0)[_S39 + _S40 / 4U]));
+    return make_float4 (_S38.x) * fives_0(_S42, _S43 >> _S29) - make_float4 (_S38.y);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S43 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_2, column_2), FourOrFive_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
-    return _S43;
+    uint4  _S44 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_2, column_2), FourOrFive_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
+    return _S44;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S44 = (&this_1->p_0)->x_offset_0;
-    uint _S45 = this_1->top_0 + row_3;
-    uint _S46 = this_1->rows_1 - 1U;
-    uint _S47 = (&this_1->p_0)->x_stride_0;
-    uint _S48 = 2U * eight_1;
-    uint _S49 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S45), (_S46))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S48;
+    uint _S45 = (&this_1->p_0)->x_offset_0;
+    uint _S46 = this_1->top_0 + row_3;
+    uint _S47 = this_1->rows_1 - 1U;
+    uint _S48 = (&this_1->p_0)->x_stride_0;
+    uint _S49 = 2U * eight_1;
+    uint _S50 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S46), (_S47))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S49;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S50 = this_1->x_3;
-    float4  _S51 = __ldg((&(this_1->x_3)[_S49]));
-    float4  _S52 = __ldg((&(_S50)[_S49 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S51;
-    (&parts_0)->left_0[0U][int(1)] = _S52;
-    uint _S53 = (_S44 + (U32_min((_S45 + 32U), (_S46))) * _S47 + begin_0) / 4U + _S48;
-    float4  _S54 = __ldg((&(_S50)[_S53]));
-    float4  _S55 = __ldg((&(_S50)[_S53 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S54;
-    (&parts_0)->left_0[1U][int(1)] = _S55;
-    uint _S56 = (_S44 + (U32_min((_S45 + 64U), (_S46))) * _S47 + begin_0) / 4U + _S48;
-    float4  _S57 = __ldg((&(_S50)[_S56]));
-    float4  _S58 = __ldg((&(_S50)[_S56 + 1U]));
-    (&parts_0)->left_0[2U][int(0)] = _S57;
-    (&parts_0)->left_0[2U][int(1)] = _S58;
-    uint _S59 = (_S44 + (U32_min((_S45 + 96U), (_S46))) * _S47 + begin_0) / 4U + _S48;
-    float4  _S60 = __ldg((&(_S50)[_S59]));
-    float4  _S61 = __ldg((&(_S50)[_S59 + 1U]));
-    (&parts_0)->left_0[3U][int(0)] = _S60;
-    (&parts_0)->left_0[3U][int(1)] = _S61;
-    uint _S62 = this_1->side_0 + row_3;
-    uint _S63 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S64 = this_1->weight_0;
-    uint _S65 = (&this_1->p_0)->weight_offset_0;
-    uint _S66 = (&this_1->p_0)->k_0;
-    uint _S67 = begin_0 + 8U * eight_1;
-    uint4  _S68 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S62), (_S63))), _S67);
-    (&parts_0)->right_0[0U] = _S68;
-    uint4  _S69 = Others_fetch_0(_S64, _S65, _S66, (U32_min((_S62 + 32U), (_S63))), _S67);
-    (&parts_0)->right_0[1U] = _S69;
-    uint4  _S70 = Others_fetch_0(_S64, _S65, _S66, (U32_min((_S62 + 64U), (_S63))), _S67);
-    (&parts_0)->right_0[2U] = _S70;
-    uint4  _S71 = Others_fetch_0(_S64, _S65, _S66, (U32_min((_S62 + 96U), (_S63))), _S67);
-    (&parts_0)->right_0[3U] = _S71;
+    StructuredBuffer<float4 > _S51 = this_1->x_3;
+    float4  _S52 = __ldg((&(this_1->x_3)[_S50]));
+    float4  _S53 = __ldg((&(_S51)[_S50 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S52;
+    (&parts_0)->left_0[0U][int(1)] = _S53;
+    uint _S54 = (_S45 + (U32_min((_S46 + 32U), (_S47))) * _S48 + begin_0) / 4U + _S49;
+    float4  _S55 = __ldg((&(_S51)[_S54]));
+    float4  _S56 = __ldg((&(_S51)[_S54 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S55;
+    (&parts_0)->left_0[1U][int(1)] = _S56;
+    uint _S57 = (_S45 + (U32_min((_S46 + 64U), (_S47))) * _S48 + begin_0) / 4U + _S49;
+    float4  _S58 = __ldg((&(_S51)[_S57]));
+    float4  _S59 = __ldg((&(_S51)[_S57 + 1U]));
+    (&parts_0)->left_0[2U][int(0)] = _S58;
+    (&parts_0)->left_0[2U][int(1)] = _S59;
+    uint _S60 = (_S45 + (U32_min((_S46 + 96U), (_S47))) * _S48 + begin_0) / 4U + _S49;
+    float4  _S61 = __ldg((&(_S51)[_S60]));
+    float4  _S62 = __ldg((&(_S51)[_S60 + 1U]));
+    (&parts_0)->left_0[3U][int(0)] = _S61;
+    (&parts_0)->left_0[3U][int(1)] = _S62;
+    uint _S63 = this_1->side_0 + row_3;
+    uint _S64 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S65 = this_1->weight_0;
+    uint _S66 = (&this_1->p_0)->weight_offset_0;
+    uint _S67 = (&this_1->p_0)->k_0;
+    uint _S68 = begin_0 + 8U * eight_1;
+    uint4  _S69 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S63), (_S64))), _S68);
+    (&parts_0)->right_0[0U] = _S69;
+    uint4  _S70 = Others_fetch_0(_S65, _S66, _S67, (U32_min((_S63 + 32U), (_S64))), _S68);
+    (&parts_0)->right_0[1U] = _S70;
+    uint4  _S71 = Others_fetch_0(_S65, _S66, _S67, (U32_min((_S63 + 64U), (_S64))), _S68);
+    (&parts_0)->right_0[2U] = _S71;
+    uint4  _S72 = Others_fetch_0(_S65, _S66, _S67, (U32_min((_S63 + 96U), (_S64))), _S68);
+    (&parts_0)->right_0[3U] = _S72;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_2)
 {
-    uint _S72;
+    uint _S73;
     if(offset_2 == 4294967295U)
     {
-        _S72 = rows_2;
+        _S73 = rows_2;
     }
     else
     {
-        uint _S73 = __ldg((&(batch_0)[offset_2]));
-        _S72 = (U32_min(((U32_max((_S73), (first_0))) - first_0), (rows_2)));
+        uint _S74 = __ldg((&(batch_0)[offset_2]));
+        _S73 = (U32_min(((U32_max((_S74), (first_0))) - first_0), (rows_2)));
     }
-    return _S72;
+    return _S73;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -290,177 +296,177 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S74;
-    (&_S74)->halves_1 = *halves_2;
-    return _S74;
+    Sums_0 _S75;
+    (&_S75)->halves_1 = *halves_2;
+    return _S75;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S75 = make_int4 (int(0));
-    float4  _S76 = make_float4 ((float)_S75.x, (float)_S75.y, (float)_S75.z, (float)_S75.w);
-    FixedArray<float4 , 2>  _S77;
-    _S77[int(0)] = _S76;
-    _S77[int(1)] = _S76;
-    Sums_0 _S78 = Sums_x24init_0(&_S77);
-    return _S78;
+    int4  _S76 = make_int4 (int(0));
+    float4  _S77 = make_float4 ((float)_S76.x, (float)_S76.y, (float)_S76.z, (float)_S76.w);
+    FixedArray<float4 , 2>  _S78;
+    _S78[int(0)] = _S77;
+    _S78[int(1)] = _S77;
+    Sums_0 _S79 = Sums_x24init_0(&_S78);
+    return _S79;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S79;
+    uint4  _S80 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S80;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S80 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S80;
+    uint4  _S81 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S81;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S81 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S82 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S83;
-    _S83[int(0)] = _S81;
-    _S83[int(1)] = _S82;
-    Sums_0 _S84 = Sums_x24init_0(&_S83);
-    return _S84;
+    float4  _S82 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S83 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S84;
+    _S84[int(0)] = _S82;
+    _S84[int(1)] = _S83;
+    Sums_0 _S85 = Sums_x24init_0(&_S84);
+    return _S85;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S85 = 640U + across_0 * 5U;
-    uint4  _S86 = load_right_0(_S85, lane_2);
-    right_2[0U] = _S86;
-    uint _S87 = 640U + (across_0 + 16U) * 5U;
-    uint4  _S88 = load_right_0(_S87, lane_2);
-    right_2[1U] = _S88;
-    uint _S89 = 640U + (across_0 + 32U) * 5U;
-    uint4  _S90 = load_right_0(_S89, lane_2);
-    right_2[2U] = _S90;
-    uint _S91 = 640U + (across_0 + 48U) * 5U;
-    uint4  _S92 = load_right_0(_S91, lane_2);
-    right_2[3U] = _S92;
-    uint _S93 = down_0 * 5U;
-    uint4  _S94 = load_left_0(_S93, lane_2);
-    Sums_0 _S95 = (*sums_1)[0U][0U];
-    Sums_0 _S96 = multiply_add_0(_S94, _S86, &_S95);
-    (*sums_1)[0U][0U] = _S96;
-    Sums_0 _S97 = (*sums_1)[0U][1U];
-    Sums_0 _S98 = multiply_add_0(_S94, _S88, &_S97);
-    (*sums_1)[0U][1U] = _S98;
-    Sums_0 _S99 = (*sums_1)[0U][2U];
-    Sums_0 _S100 = multiply_add_0(_S94, _S90, &_S99);
-    (*sums_1)[0U][2U] = _S100;
-    Sums_0 _S101 = (*sums_1)[0U][3U];
-    Sums_0 _S102 = multiply_add_0(_S94, _S92, &_S101);
-    (*sums_1)[0U][3U] = _S102;
-    uint _S103 = (down_0 + 16U) * 5U;
-    uint4  _S104 = load_left_0(_S103, lane_2);
-    Sums_0 _S105 = (*sums_1)[1U][0U];
-    Sums_0 _S106 = multiply_add_0(_S104, _S86, &_S105);
-    (*sums_1)[1U][0U] = _S106;
-    Sums_0 _S107 = (*sums_1)[1U][1U];
-    Sums_0 _S108 = multiply_add_0(_S104, _S88, &_S107);
-    (*sums_1)[1U][1U] = _S108;
-    Sums_0 _S109 = (*sums_1)[1U][2U];
-    Sums_0 _S110 = multiply_add_0(_S104, _S90, &_S109);
-    (*sums_1)[1U][2U] = _S110;
-    Sums_0 _S111 = (*sums_1)[1U][3U];
-    Sums_0 _S112 = multiply_add_0(_S104, _S92, &_S111);
-    (*sums_1)[1U][3U] = _S112;
-    uint _S113 = (down_0 + 32U) * 5U;
-    uint4  _S114 = load_left_0(_S113, lane_2);
-    Sums_0 _S115 = (*sums_1)[2U][0U];
-    Sums_0 _S116 = multiply_add_0(_S114, _S86, &_S115);
-    (*sums_1)[2U][0U] = _S116;
-    Sums_0 _S117 = (*sums_1)[2U][1U];
-    Sums_0 _S118 = multiply_add_0(_S114, _S88, &_S117);
-    (*sums_1)[2U][1U] = _S118;
-    Sums_0 _S119 = (*sums_1)[2U][2U];
-    Sums_0 _S120 = multiply_add_0(_S114, _S90, &_S119);
-    (*sums_1)[2U][2U] = _S120;
-    Sums_0 _S121 = (*sums_1)[2U][3U];
-    Sums_0 _S122 = multiply_add_0(_S114, _S92, &_S121);
-    (*sums_1)[2U][3U] = _S122;
-    uint _S123 = (down_0 + 48U) * 5U;
-    uint4  _S124 = load_left_0(_S123, lane_2);
-    Sums_0 _S125 = (*sums_1)[3U][0U];
-    Sums_0 _S126 = multiply_add_0(_S124, _S86, &_S125);
-    (*sums_1)[3U][0U] = _S126;
-    Sums_0 _S127 = (*sums_1)[3U][1U];
-    Sums_0 _S128 = multiply_add_0(_S124, _S88, &_S127);
-    (*sums_1)[3U][1U] = _S128;
-    Sums_0 _S129 = (*sums_1)[3U][2U];
-    Sums_0 _S130 = multiply_add_0(_S124, _S90, &_S129);
-    (*sums_1)[3U][2U] = _S130;
-    Sums_0 _S131 = (*sums_1)[3U][3U];
-    Sums_0 _S132 = multiply_add_0(_S124, _S92, &_S131);
-    (*sums_1)[3U][3U] = _S132;
+    uint _S86 = 640U + across_0 * 5U;
+    uint4  _S87 = load_right_0(_S86, lane_2);
+    right_2[0U] = _S87;
+    uint _S88 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S89 = load_right_0(_S88, lane_2);
+    right_2[1U] = _S89;
+    uint _S90 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S91 = load_right_0(_S90, lane_2);
+    right_2[2U] = _S91;
+    uint _S92 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S93 = load_right_0(_S92, lane_2);
+    right_2[3U] = _S93;
+    uint _S94 = down_0 * 5U;
+    uint4  _S95 = load_left_0(_S94, lane_2);
+    Sums_0 _S96 = (*sums_1)[0U][0U];
+    Sums_0 _S97 = multiply_add_0(_S95, _S87, &_S96);
+    (*sums_1)[0U][0U] = _S97;
+    Sums_0 _S98 = (*sums_1)[0U][1U];
+    Sums_0 _S99 = multiply_add_0(_S95, _S89, &_S98);
+    (*sums_1)[0U][1U] = _S99;
+    Sums_0 _S100 = (*sums_1)[0U][2U];
+    Sums_0 _S101 = multiply_add_0(_S95, _S91, &_S100);
+    (*sums_1)[0U][2U] = _S101;
+    Sums_0 _S102 = (*sums_1)[0U][3U];
+    Sums_0 _S103 = multiply_add_0(_S95, _S93, &_S102);
+    (*sums_1)[0U][3U] = _S103;
+    uint _S104 = (down_0 + 16U) * 5U;
+    uint4  _S105 = load_left_0(_S104, lane_2);
+    Sums_0 _S106 = (*sums_1)[1U][0U];
+    Sums_0 _S107 = multiply_add_0(_S105, _S87, &_S106);
+    (*sums_1)[1U][0U] = _S107;
+    Sums_0 _S108 = (*sums_1)[1U][1U];
+    Sums_0 _S109 = multiply_add_0(_S105, _S89, &_S108);
+    (*sums_1)[1U][1U] = _S109;
+    Sums_0 _S110 = (*sums_1)[1U][2U];
+    Sums_0 _S111 = multiply_add_0(_S105, _S91, &_S110);
+    (*sums_1)[1U][2U] = _S111;
+    Sums_0 _S112 = (*sums_1)[1U][3U];
+    Sums_0 _S113 = multiply_add_0(_S105, _S93, &_S112);
+    (*sums_1)[1U][3U] = _S113;
+    uint _S114 = (down_0 + 32U) * 5U;
+    uint4  _S115 = load_left_0(_S114, lane_2);
+    Sums_0 _S116 = (*sums_1)[2U][0U];
+    Sums_0 _S117 = multiply_add_0(_S115, _S87, &_S116);
+    (*sums_1)[2U][0U] = _S117;
+    Sums_0 _S118 = (*sums_1)[2U][1U];
+    Sums_0 _S119 = multiply_add_0(_S115, _S89, &_S118);
+    (*sums_1)[2U][1U] = _S119;
+    Sums_0 _S120 = (*sums_1)[2U][2U];
+    Sums_0 _S121 = multiply_add_0(_S115, _S91, &_S120);
+    (*sums_1)[2U][2U] = _S121;
+    Sums_0 _S122 = (*sums_1)[2U][3U];
+    Sums_0 _S123 = multiply_add_0(_S115, _S93, &_S122);
+    (*sums_1)[2U][3U] = _S123;
+    uint _S124 = (down_0 + 48U) * 5U;
+    uint4  _S125 = load_left_0(_S124, lane_2);
+    Sums_0 _S126 = (*sums_1)[3U][0U];
+    Sums_0 _S127 = multiply_add_0(_S125, _S87, &_S126);
+    (*sums_1)[3U][0U] = _S127;
+    Sums_0 _S128 = (*sums_1)[3U][1U];
+    Sums_0 _S129 = multiply_add_0(_S125, _S89, &_S128);
+    (*sums_1)[3U][1U] = _S129;
+    Sums_0 _S130 = (*sums_1)[3U][2U];
+    Sums_0 _S131 = multiply_add_0(_S125, _S91, &_S130);
+    (*sums_1)[3U][2U] = _S131;
+    Sums_0 _S132 = (*sums_1)[3U][3U];
+    Sums_0 _S133 = multiply_add_0(_S125, _S93, &_S132);
+    (*sums_1)[3U][3U] = _S133;
     FixedArray<uint4 , 4>  right_3;
-    uint4  _S133 = load_right_0(_S85 + 2U, lane_2);
-    right_3[0U] = _S133;
-    uint4  _S134 = load_right_0(_S87 + 2U, lane_2);
-    right_3[1U] = _S134;
-    uint4  _S135 = load_right_0(_S89 + 2U, lane_2);
-    right_3[2U] = _S135;
-    uint4  _S136 = load_right_0(_S91 + 2U, lane_2);
-    right_3[3U] = _S136;
-    uint4  _S137 = load_left_0(_S93 + 2U, lane_2);
-    Sums_0 _S138 = (*sums_1)[0U][0U];
-    Sums_0 _S139 = multiply_add_0(_S137, _S133, &_S138);
-    (*sums_1)[0U][0U] = _S139;
-    Sums_0 _S140 = (*sums_1)[0U][1U];
-    Sums_0 _S141 = multiply_add_0(_S137, _S134, &_S140);
-    (*sums_1)[0U][1U] = _S141;
-    Sums_0 _S142 = (*sums_1)[0U][2U];
-    Sums_0 _S143 = multiply_add_0(_S137, _S135, &_S142);
-    (*sums_1)[0U][2U] = _S143;
-    Sums_0 _S144 = (*sums_1)[0U][3U];
-    Sums_0 _S145 = multiply_add_0(_S137, _S136, &_S144);
-    (*sums_1)[0U][3U] = _S145;
-    uint4  _S146 = load_left_0(_S103 + 2U, lane_2);
-    Sums_0 _S147 = (*sums_1)[1U][0U];
-    Sums_0 _S148 = multiply_add_0(_S146, _S133, &_S147);
-    (*sums_1)[1U][0U] = _S148;
-    Sums_0 _S149 = (*sums_1)[1U][1U];
-    Sums_0 _S150 = multiply_add_0(_S146, _S134, &_S149);
-    (*sums_1)[1U][1U] = _S150;
-    Sums_0 _S151 = (*sums_1)[1U][2U];
-    Sums_0 _S152 = multiply_add_0(_S146, _S135, &_S151);
-    (*sums_1)[1U][2U] = _S152;
-    Sums_0 _S153 = (*sums_1)[1U][3U];
-    Sums_0 _S154 = multiply_add_0(_S146, _S136, &_S153);
-    (*sums_1)[1U][3U] = _S154;
-    uint4  _S155 = load_left_0(_S113 + 2U, lane_2);
-    Sums_0 _S156 = (*sums_1)[2U][0U];
-    Sums_0 _S157 = multiply_add_0(_S155, _S133, &_S156);
-    (*sums_1)[2U][0U] = _S157;
-    Sums_0 _S158 = (*sums_1)[2U][1U];
-    Sums_0 _S159 = multiply_add_0(_S155, _S134, &_S158);
-    (*sums_1)[2U][1U] = _S159;
-    Sums_0 _S160 = (*sums_1)[2U][2U];
-    Sums_0 _S161 = multiply_add_0(_S155, _S135, &_S160);
-    (*sums_1)[2U][2U] = _S161;
-    Sums_0 _S162 = (*sums_1)[2U][3U];
-    Sums_0 _S163 = multiply_add_0(_S155, _S136, &_S162);
-    (*sums_1)[2U][3U] = _S163;
-    uint4  _S164 = load_left_0(_S123 + 2U, lane_2);
-    Sums_0 _S165 = (*sums_1)[3U][0U];
-    Sums_0 _S166 = multiply_add_0(_S164, _S133, &_S165);
-    (*sums_1)[3U][0U] = _S166;
-    Sums_0 _S167 = (*sums_1)[3U][1U];
-    Sums_0 _S168 = multiply_add_0(_S164, _S134, &_S167);
-    (*sums_1)[3U][1U] = _S168;
-    Sums_0 _S169 = (*sums_1)[3U][2U];
-    Sums_0 _S170 = multiply_add_0(_S164, _S135, &_S169);
-    (*sums_1)[3U][2U] = _S170;
-    Sums_0 _S171 = (*sums_1)[3U][3U];
-    Sums_0 _S172 = multiply_add_0(_S164, _S136, &_S171);
-    (*sums_1)[3U][3U] = _S172;
+    uint4  _S134 = load_right_0(_S86 + 2U, lane_2);
+    right_3[0U] = _S134;
+    uint4  _S135 = load_right_0(_S88 + 2U, lane_2);
+    right_3[1U] = _S135;
+    uint4  _S136 = load_right_0(_S90 + 2U, lane_2);
+    right_3[2U] = _S136;
+    uint4  _S137 = load_right_0(_S92 + 2U, lane_2);
+    right_3[3U] = _S137;
+    uint4  _S138 = load_left_0(_S94 + 2U, lane_2);
+    Sums_0 _S139 = (*sums_1)[0U][0U];
+    Sums_0 _S140 = multiply_add_0(_S138, _S134, &_S139);
+    (*sums_1)[0U][0U] = _S140;
+    Sums_0 _S141 = (*sums_1)[0U][1U];
+    Sums_0 _S142 = multiply_add_0(_S138, _S135, &_S141);
+    (*sums_1)[0U][1U] = _S142;
+    Sums_0 _S143 = (*sums_1)[0U][2U];
+    Sums_0 _S144 = multiply_add_0(_S138, _S136, &_S143);
+    (*sums_1)[0U][2U] = _S144;
+    Sums_0 _S145 = (*sums_1)[0U][3U];
+    Sums_0 _S146 = multiply_add_0(_S138, _S137, &_S145);
+    (*sums_1)[0U][3U] = _S146;
+    uint4  _S147 = load_left_0(_S104 + 2U, lane_2);
+    Sums_0 _S148 = (*sums_1)[1U][0U];
+    Sums_0 _S149 = multiply_add_0(_S147, _S134, &_S148);
+    (*sums_1)[1U][0U] = _S149;
+    Sums_0 _S150 = (*sums_1)[1U][1U];
+    Sums_0 _S151 = multiply_add_0(_S147, _S135, &_S150);
+    (*sums_1)[1U][1U] = _S151;
+    Sums_0 _S152 = (*sums_1)[1U][2U];
+    Sums_0 _S153 = multiply_add_0(_S147, _S136, &_S152);
+    (*sums_1)[1U][2U] = _S153;
+    Sums_0 _S154 = (*sums_1)[1U][3U];
+    Sums_0 _S155 = multiply_add_0(_S147, _S137, &_S154);
+    (*sums_1)[1U][3U] = _S155;
+    uint4  _S156 = load_left_0(_S114 + 2U, lane_2);
+    Sums_0 _S157 = (*sums_1)[2U][0U];
+    Sums_0 _S158 = multiply_add_0(_S156, _S134, &_S157);
+    (*sums_1)[2U][0U] = _S158;
+    Sums_0 _S159 = (*sums_1)[2U][1U];
+    Sums_0 _S160 = multiply_add_0(_S156, _S135, &_S159);
+    (*sums_1)[2U][1U] = _S160;
+    Sums_0 _S161 = (*sums_1)[2U][2U];
+    Sums_0 _S162 = multiply_add_0(_S156, _S136, &_S161);
+    (*sums_1)[2U][2U] = _S162;
+    Sums_0 _S163 = (*sums_1)[2U][3U];
+    Sums_0 _S164 = multiply_add_0(_S156, _S137, &_S163);
+    (*sums_1)[2U][3U] = _S164;
+    uint4  _S165 = load_left_0(_S124 + 2U, lane_2);
+    Sums_0 _S166 = (*sums_1)[3U][0U];
+    Sums_0 _S167 = multiply_add_0(_S165, _S134, &_S166);
+    (*sums_1)[3U][0U] = _S167;
+    Sums_0 _S168 = (*sums_1)[3U][1U];
+    Sums_0 _S169 = multiply_add_0(_S165, _S135, &_S168);
+    (*sums_1)[3U][1U] = _S169;
+    Sums_0 _S170 = (*sums_1)[3U][2U];
+    Sums_0 _S171 = multiply_add_0(_S165, _S136, &_S170);
+    (*sums_1)[3U][2U] = _S171;
+    Sums_0 _S172 = (*sums_1)[3U][3U];
+    Sums_0 _S173 = multiply_add_0(_S165, _S137, &_S172);
+    (*sums_1)[3U][3U] = _S173;
     return;
 }
 
@@ -481,314 +487,314 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S173 = thread_0 % 32U;
-    uint _S174 = _S173 / 4U;
-    uint _S175 = _S173 % 4U * 2U;
-    bool _S176;
+    uint _S174 = thread_0 % 32U;
+    uint _S175 = _S174 / 4U;
+    uint _S176 = _S174 % 4U * 2U;
+    bool _S177;
     if(whole_0)
     {
-        _S176 = true;
+        _S177 = true;
     }
     else
     {
-        if((place_0->row_4 + _S174) < (place_0->rows_3))
+        if((place_0->row_4 + _S175) < (place_0->rows_3))
         {
-            _S176 = (place_0->column_3 + _S175) < (place_0->columns_2);
+            _S177 = (place_0->column_3 + _S176) < (place_0->columns_2);
         }
         else
         {
-            _S176 = false;
+            _S177 = false;
         }
     }
-    float _S177;
-    if(_S176)
+    float _S178;
+    if(_S177)
     {
-        uint _S178 = Place_at_0(place_0, _S174, _S175);
-        float _S179 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S180 = (&(result_2)[_S178]);
+        uint _S179 = Place_at_0(place_0, _S175, _S176);
+        float _S180 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S181 = (&(result_2)[_S179]);
         if(accumulate_1)
         {
-            _S177 = *(&(result_2)[_S178]) + _S179;
+            _S178 = *(&(result_2)[_S179]) + _S180;
         }
         else
         {
-            _S177 = _S179;
+            _S178 = _S180;
         }
-        *_S180 = _S177;
+        *_S181 = _S178;
     }
-    uint _S181 = _S173 / 4U;
-    uint _S182 = _S175 + 1U;
+    uint _S182 = _S174 / 4U;
+    uint _S183 = _S176 + 1U;
     if(whole_0)
     {
-        _S176 = true;
+        _S177 = true;
     }
     else
     {
-        if((place_0->row_4 + _S181) < (place_0->rows_3))
+        if((place_0->row_4 + _S182) < (place_0->rows_3))
         {
-            _S176 = (place_0->column_3 + _S182) < (place_0->columns_2);
+            _S177 = (place_0->column_3 + _S183) < (place_0->columns_2);
         }
         else
         {
-            _S176 = false;
+            _S177 = false;
         }
     }
-    if(_S176)
+    if(_S177)
     {
-        uint _S183 = Place_at_0(place_0, _S181, _S182);
-        float _S184 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S185 = (&(result_2)[_S183]);
+        uint _S184 = Place_at_0(place_0, _S182, _S183);
+        float _S185 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S186 = (&(result_2)[_S184]);
         if(accumulate_1)
         {
-            _S177 = *(&(result_2)[_S183]) + _S184;
+            _S178 = *(&(result_2)[_S184]) + _S185;
         }
         else
         {
-            _S177 = _S184;
+            _S178 = _S185;
         }
-        *_S185 = _S177;
+        *_S186 = _S178;
     }
-    uint _S186 = _S173 / 4U + 8U;
+    uint _S187 = _S174 / 4U + 8U;
     if(whole_0)
     {
-        _S176 = true;
+        _S177 = true;
     }
     else
     {
-        if((place_0->row_4 + _S186) < (place_0->rows_3))
+        if((place_0->row_4 + _S187) < (place_0->rows_3))
         {
-            _S176 = (place_0->column_3 + _S175) < (place_0->columns_2);
+            _S177 = (place_0->column_3 + _S176) < (place_0->columns_2);
         }
         else
         {
-            _S176 = false;
+            _S177 = false;
         }
     }
-    if(_S176)
+    if(_S177)
     {
-        uint _S187 = Place_at_0(place_0, _S186, _S175);
-        float _S188 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S189 = (&(result_2)[_S187]);
+        uint _S188 = Place_at_0(place_0, _S187, _S176);
+        float _S189 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S190 = (&(result_2)[_S188]);
         if(accumulate_1)
         {
-            _S177 = *(&(result_2)[_S187]) + _S188;
+            _S178 = *(&(result_2)[_S188]) + _S189;
         }
         else
         {
-            _S177 = _S188;
+            _S178 = _S189;
         }
-        *_S189 = _S177;
+        *_S190 = _S178;
     }
-    uint _S190 = _S173 / 4U + 8U;
+    uint _S191 = _S174 / 4U + 8U;
     if(whole_0)
     {
-        _S176 = true;
+        _S177 = true;
     }
     else
     {
-        if((place_0->row_4 + _S190) < (place_0->rows_3))
+        if((place_0->row_4 + _S191) < (place_0->rows_3))
         {
-            _S176 = (place_0->column_3 + _S182) < (place_0->columns_2);
+            _S177 = (place_0->column_3 + _S183) < (place_0->columns_2);
         }
         else
         {
-            _S176 = false;
+            _S177 = false;
         }
     }
-    if(_S176)
+    if(_S177)
     {
-        uint _S191 = Place_at_0(place_0, _S190, _S182);
-        float _S192 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S193 = (&(result_2)[_S191]);
+        uint _S192 = Place_at_0(place_0, _S191, _S183);
+        float _S193 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S194 = (&(result_2)[_S192]);
         if(accumulate_1)
         {
-            _S177 = *(&(result_2)[_S191]) + _S192;
+            _S178 = *(&(result_2)[_S192]) + _S193;
         }
         else
         {
-            _S177 = _S192;
+            _S178 = _S193;
         }
-        *_S193 = _S177;
+        *_S194 = _S178;
     }
-    uint _S194 = _S173 / 4U;
-    uint _S195 = 8U + _S175;
+    uint _S195 = _S174 / 4U;
+    uint _S196 = 8U + _S176;
     if(whole_0)
     {
-        _S176 = true;
+        _S177 = true;
     }
     else
     {
-        if((place_0->row_4 + _S194) < (place_0->rows_3))
+        if((place_0->row_4 + _S195) < (place_0->rows_3))
         {
-            _S176 = (place_0->column_3 + _S195) < (place_0->columns_2);
+            _S177 = (place_0->column_3 + _S196) < (place_0->columns_2);
         }
         else
         {
-            _S176 = false;
+            _S177 = false;
         }
     }
-    if(_S176)
+    if(_S177)
     {
-        uint _S196 = Place_at_0(place_0, _S194, _S195);
-        float _S197 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S198 = (&(result_2)[_S196]);
+        uint _S197 = Place_at_0(place_0, _S195, _S196);
+        float _S198 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S199 = (&(result_2)[_S197]);
         if(accumulate_1)
         {
-            _S177 = *(&(result_2)[_S196]) + _S197;
+            _S178 = *(&(result_2)[_S197]) + _S198;
         }
         else
         {
-            _S177 = _S197;
+            _S178 = _S198;
         }
-        *_S198 = _S177;
+        *_S199 = _S178;
     }
-    uint _S199 = _S173 / 4U;
-    uint _S200 = _S195 + 1U;
+    uint _S200 = _S174 / 4U;
+    uint _S201 = _S196 + 1U;
     if(whole_0)
     {
-        _S176 = true;
+        _S177 = true;
     }
     else
     {
-        if((place_0->row_4 + _S199) < (place_0->rows_3))
+        if((place_0->row_4 + _S200) < (place_0->rows_3))
         {
-            _S176 = (place_0->column_3 + _S200) < (place_0->columns_2);
+            _S177 = (place_0->column_3 + _S201) < (place_0->columns_2);
         }
         else
         {
-            _S176 = false;
+            _S177 = false;
         }
     }
-    if(_S176)
+    if(_S177)
     {
-        uint _S201 = Place_at_0(place_0, _S199, _S200);
-        float _S202 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S203 = (&(result_2)[_S201]);
+        uint _S202 = Place_at_0(place_0, _S200, _S201);
+        float _S203 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S204 = (&(result_2)[_S202]);
         if(accumulate_1)
         {
-            _S177 = *(&(result_2)[_S201]) + _S202;
+            _S178 = *(&(result_2)[_S202]) + _S203;
         }
         else
         {
-            _S177 = _S202;
+            _S178 = _S203;
         }
-        *_S203 = _S177;
+        *_S204 = _S178;
     }
-    uint _S204 = _S173 / 4U + 8U;
+    uint _S205 = _S174 / 4U + 8U;
     if(whole_0)
     {
-        _S176 = true;
+        _S177 = true;
     }
     else
     {
-        if((place_0->row_4 + _S204) < (place_0->rows_3))
+        if((place_0->row_4 + _S205) < (place_0->rows_3))
         {
-            _S176 = (place_0->column_3 + _S195) < (place_0->columns_2);
+            _S177 = (place_0->column_3 + _S196) < (place_0->columns_2);
         }
         else
         {
-            _S176 = false;
+            _S177 = false;
         }
     }
-    if(_S176)
+    if(_S177)
     {
-        uint _S205 = Place_at_0(place_0, _S204, _S195);
-        float _S206 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S207 = (&(result_2)[_S205]);
+        uint _S206 = Place_at_0(place_0, _S205, _S196);
+        float _S207 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S208 = (&(result_2)[_S206]);
         if(accumulate_1)
         {
-            _S177 = *(&(result_2)[_S205]) + _S206;
+            _S178 = *(&(result_2)[_S206]) + _S207;
         }
         else
         {
-            _S177 = _S206;
+            _S178 = _S207;
         }
-        *_S207 = _S177;
+        *_S208 = _S178;
     }
-    uint _S208 = _S173 / 4U + 8U;
+    uint _S209 = _S174 / 4U + 8U;
     if(whole_0)
     {
-        _S176 = true;
+        _S177 = true;
     }
     else
     {
-        if((place_0->row_4 + _S208) < (place_0->rows_3))
+        if((place_0->row_4 + _S209) < (place_0->rows_3))
         {
-            _S176 = (place_0->column_3 + _S200) < (place_0->columns_2);
+            _S177 = (place_0->column_3 + _S201) < (place_0->columns_2);
         }
         else
         {
-            _S176 = false;
+            _S177 = false;
         }
     }
-    if(_S176)
+    if(_S177)
     {
-        uint _S209 = Place_at_0(place_0, _S208, _S200);
-        float _S210 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S211 = (&(result_2)[_S209]);
+        uint _S210 = Place_at_0(place_0, _S209, _S201);
+        float _S211 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S212 = (&(result_2)[_S210]);
         if(accumulate_1)
         {
-            _S177 = *(&(result_2)[_S209]) + _S210;
+            _S178 = *(&(result_2)[_S210]) + _S211;
         }
         else
         {
-            _S177 = _S210;
+            _S178 = _S211;
         }
-        *_S211 = _S177;
+        *_S212 = _S178;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S212 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S213 = (_S212 + 128U - 1U) / 128U;
-    uint _S214 = group_number_0(group_1);
-    uint _S215 = p_1->n_0;
-    if(_S214 >= (_S213 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S213 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S214 = (_S213 + 128U - 1U) / 128U;
+    uint _S215 = group_number_0(group_1);
+    uint _S216 = p_1->n_0;
+    if(_S215 >= (_S214 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S216 = _S214 % _S213;
-    uint _S217 = _S216 * 128U;
-    uint _S218 = _S214 / _S213;
-    uint _S219 = _S218 * 128U;
-    uint _S220 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S221 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S222 = thread_1 / 4U;
-    uint _S223 = thread_1 % 4U;
+    uint _S217 = _S215 % _S214;
+    uint _S218 = _S217 * 128U;
+    uint _S219 = _S215 / _S214;
+    uint _S220 = _S219 * 128U;
+    uint _S221 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S222 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S223 = thread_1 / 4U;
+    uint _S224 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S217;
-    (&operands_0)->side_0 = _S219;
-    (&operands_0)->rows_1 = _S212;
+    (&operands_0)->top_0 = _S218;
+    (&operands_0)->side_0 = _S220;
+    (&operands_0)->rows_1 = _S213;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S224 = no_sums_0();
-    sums_3[0U][0U] = _S224;
-    sums_3[0U][1U] = _S224;
-    sums_3[0U][2U] = _S224;
-    sums_3[0U][3U] = _S224;
-    sums_3[1U][0U] = _S224;
-    sums_3[1U][1U] = _S224;
-    sums_3[1U][2U] = _S224;
-    sums_3[1U][3U] = _S224;
-    sums_3[2U][0U] = _S224;
-    sums_3[2U][1U] = _S224;
-    sums_3[2U][2U] = _S224;
-    sums_3[2U][3U] = _S224;
-    sums_3[3U][0U] = _S224;
-    sums_3[3U][1U] = _S224;
-    sums_3[3U][2U] = _S224;
-    sums_3[3U][3U] = _S224;
-    Operands_0 _S225 = operands_0;
-    Parts_0 _S226 = Operands_load_0(&_S225, 0U, _S222, _S223);
+    Sums_0 _S225 = no_sums_0();
+    sums_3[0U][0U] = _S225;
+    sums_3[0U][1U] = _S225;
+    sums_3[0U][2U] = _S225;
+    sums_3[0U][3U] = _S225;
+    sums_3[1U][0U] = _S225;
+    sums_3[1U][1U] = _S225;
+    sums_3[1U][2U] = _S225;
+    sums_3[1U][3U] = _S225;
+    sums_3[2U][0U] = _S225;
+    sums_3[2U][1U] = _S225;
+    sums_3[2U][2U] = _S225;
+    sums_3[2U][3U] = _S225;
+    sums_3[3U][0U] = _S225;
+    sums_3[3U][1U] = _S225;
+    sums_3[3U][2U] = _S225;
+    sums_3[3U][3U] = _S225;
+    Operands_0 _S226 = operands_0;
+    Parts_0 _S227 = Operands_load_0(&_S226, 0U, _S223, _S224);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S226;
+    Parts_0 parts_1 = _S227;
     for(;;)
     {
-        uint _S227 = p_1->k_0;
+        uint _S228 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -796,205 +802,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S228 = parts_1;
-        Parts_store_0(&_S228, _S222, _S223);
+        Parts_0 _S229 = parts_1;
+        Parts_store_0(&_S229, _S223, _S224);
         __syncthreads();
-        uint _S229 = begin_1 + 32U;
-        uint _S230 = (U32_min((_S229), (_S227 - 32U)));
-        Operands_0 _S231 = operands_0;
-        Parts_0 _S232 = Operands_load_0(&_S231, _S230, _S222, _S223);
-        multiply_0(&sums_3, _S220, _S221, thread_1 % 32U);
+        uint _S230 = begin_1 + 32U;
+        uint _S231 = (U32_min((_S230), (_S228 - 32U)));
+        Operands_0 _S232 = operands_0;
+        Parts_0 _S233 = Operands_load_0(&_S232, _S231, _S223, _S224);
+        multiply_0(&sums_3, _S221, _S222, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S229;
-        parts_1 = _S232;
+        begin_1 = _S230;
+        parts_1 = _S233;
     }
-    bool _S233;
-    if((_S217 + 128U) <= _S212)
+    bool _S234;
+    if((_S218 + 128U) <= _S213)
     {
-        _S233 = (_S219 + 128U) <= _S215;
+        _S234 = (_S220 + 128U) <= _S216;
     }
     else
     {
-        _S233 = false;
+        _S234 = false;
     }
     Place_0 place_1;
-    uint _S234 = _S217 + _S220;
-    (&place_1)->row_4 = _S234;
-    uint _S235 = _S219 + _S221;
-    (&place_1)->column_3 = _S235;
-    (&place_1)->rows_3 = _S212;
-    (&place_1)->columns_2 = _S215;
-    uint _S236 = p_1->out_offset_0;
+    uint _S235 = _S218 + _S221;
+    (&place_1)->row_4 = _S235;
+    uint _S236 = _S220 + _S222;
+    (&place_1)->column_3 = _S236;
+    (&place_1)->rows_3 = _S213;
+    (&place_1)->columns_2 = _S216;
+    uint _S237 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S237 = p_1->out_stride_0;
+    uint _S238 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S238 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S239 = sums_3[0U][0U];
-    Place_0 _S240 = place_1;
-    write_0(&_S239, 16.0f, result_3, &_S240, _S238, _S233, thread_1);
+    bool _S239 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S240 = sums_3[0U][0U];
+    Place_0 _S241 = place_1;
+    write_0(&_S240, 16.0f, result_3, &_S241, _S239, _S234, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S234;
-    uint _S241 = _S235 + 16U;
-    (&place_2)->column_3 = _S241;
-    (&place_2)->rows_3 = _S212;
-    (&place_2)->columns_2 = _S215;
-    (&place_2)->offset_3 = _S236;
-    (&place_2)->stride_0 = _S237;
-    Sums_0 _S242 = sums_3[0U][1U];
-    Place_0 _S243 = place_2;
-    write_0(&_S242, 16.0f, result_3, &_S243, _S238, _S233, thread_1);
+    (&place_2)->row_4 = _S235;
+    uint _S242 = _S236 + 16U;
+    (&place_2)->column_3 = _S242;
+    (&place_2)->rows_3 = _S213;
+    (&place_2)->columns_2 = _S216;
+    (&place_2)->offset_3 = _S237;
+    (&place_2)->stride_0 = _S238;
+    Sums_0 _S243 = sums_3[0U][1U];
+    Place_0 _S244 = place_2;
+    write_0(&_S243, 16.0f, result_3, &_S244, _S239, _S234, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S234;
-    uint _S244 = _S235 + 32U;
-    (&place_3)->column_3 = _S244;
-    (&place_3)->rows_3 = _S212;
-    (&place_3)->columns_2 = _S215;
-    (&place_3)->offset_3 = _S236;
-    (&place_3)->stride_0 = _S237;
-    Sums_0 _S245 = sums_3[0U][2U];
-    Place_0 _S246 = place_3;
-    write_0(&_S245, 16.0f, result_3, &_S246, _S238, _S233, thread_1);
+    (&place_3)->row_4 = _S235;
+    uint _S245 = _S236 + 32U;
+    (&place_3)->column_3 = _S245;
+    (&place_3)->rows_3 = _S213;
+    (&place_3)->columns_2 = _S216;
+    (&place_3)->offset_3 = _S237;
+    (&place_3)->stride_0 = _S238;
+    Sums_0 _S246 = sums_3[0U][2U];
+    Place_0 _S247 = place_3;
+    write_0(&_S246, 16.0f, result_3, &_S247, _S239, _S234, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S234;
-    uint _S247 = _S235 + 48U;
-    (&place_4)->column_3 = _S247;
-    (&place_4)->rows_3 = _S212;
-    (&place_4)->columns_2 = _S215;
-    (&place_4)->offset_3 = _S236;
-    (&place_4)->stride_0 = _S237;
-    Sums_0 _S248 = sums_3[0U][3U];
-    Place_0 _S249 = place_4;
-    write_0(&_S248, 16.0f, result_3, &_S249, _S238, _S233, thread_1);
+    (&place_4)->row_4 = _S235;
+    uint _S248 = _S236 + 48U;
+    (&place_4)->column_3 = _S248;
+    (&place_4)->rows_3 = _S213;
+    (&place_4)->columns_2 = _S216;
+    (&place_4)->offset_3 = _S237;
+    (&place_4)->stride_0 = _S238;
+    Sums_0 _S249 = sums_3[0U][3U];
+    Place_0 _S250 = place_4;
+    write_0(&_S249, 16.0f, result_3, &_S250, _S239, _S234, thread_1);
     Place_0 place_5;
-    uint _S250 = _S234 + 16U;
-    (&place_5)->row_4 = _S250;
-    (&place_5)->column_3 = _S235;
-    (&place_5)->rows_3 = _S212;
-    (&place_5)->columns_2 = _S215;
-    (&place_5)->offset_3 = _S236;
-    (&place_5)->stride_0 = _S237;
-    Sums_0 _S251 = sums_3[1U][0U];
-    Place_0 _S252 = place_5;
-    write_0(&_S251, 16.0f, result_3, &_S252, _S238, _S233, thread_1);
+    uint _S251 = _S235 + 16U;
+    (&place_5)->row_4 = _S251;
+    (&place_5)->column_3 = _S236;
+    (&place_5)->rows_3 = _S213;
+    (&place_5)->columns_2 = _S216;
+    (&place_5)->offset_3 = _S237;
+    (&place_5)->stride_0 = _S238;
+    Sums_0 _S252 = sums_3[1U][0U];
+    Place_0 _S253 = place_5;
+    write_0(&_S252, 16.0f, result_3, &_S253, _S239, _S234, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S250;
-    (&place_6)->column_3 = _S241;
-    (&place_6)->rows_3 = _S212;
-    (&place_6)->columns_2 = _S215;
-    (&place_6)->offset_3 = _S236;
-    (&place_6)->stride_0 = _S237;
-    Sums_0 _S253 = sums_3[1U][1U];
-    Place_0 _S254 = place_6;
-    write_0(&_S253, 16.0f, result_3, &_S254, _S238, _S233, thread_1);
+    (&place_6)->row_4 = _S251;
+    (&place_6)->column_3 = _S242;
+    (&place_6)->rows_3 = _S213;
+    (&place_6)->columns_2 = _S216;
+    (&place_6)->offset_3 = _S237;
+    (&place_6)->stride_0 = _S238;
+    Sums_0 _S254 = sums_3[1U][1U];
+    Place_0 _S255 = place_6;
+    write_0(&_S254, 16.0f, result_3, &_S255, _S239, _S234, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S250;
-    (&place_7)->column_3 = _S244;
-    (&place_7)->rows_3 = _S212;
-    (&place_7)->columns_2 = _S215;
-    (&place_7)->offset_3 = _S236;
-    (&place_7)->stride_0 = _S237;
-    Sums_0 _S255 = sums_3[1U][2U];
-    Place_0 _S256 = place_7;
-    write_0(&_S255, 16.0f, result_3, &_S256, _S238, _S233, thread_1);
+    (&place_7)->row_4 = _S251;
+    (&place_7)->column_3 = _S245;
+    (&place_7)->rows_3 = _S213;
+    (&place_7)->columns_2 = _S216;
+    (&place_7)->offset_3 = _S237;
+    (&place_7)->stride_0 = _S238;
+    Sums_0 _S256 = sums_3[1U][2U];
+    Place_0 _S257 = place_7;
+    write_0(&_S256, 16.0f, result_3, &_S257, _S239, _S234, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S250;
-    (&place_8)->column_3 = _S247;
-    (&place_8)->rows_3 = _S212;
-    (&place_8)->columns_2 = _S215;
-    (&place_8)->offset_3 = _S236;
-    (&place_8)->stride_0 = _S237;
-    Sums_0 _S257 = sums_3[1U][3U];
-    Place_0 _S258 = place_8;
-    write_0(&_S257, 16.0f, result_3, &_S258, _S238, _S233, thread_1);
+    (&place_8)->row_4 = _S251;
+    (&place_8)->column_3 = _S248;
+    (&place_8)->rows_3 = _S213;
+    (&place_8)->columns_2 = _S216;
+    (&place_8)->offset_3 = _S237;
+    (&place_8)->stride_0 = _S238;
+    Sums_0 _S258 = sums_3[1U][3U];
+    Place_0 _S259 = place_8;
+    write_0(&_S258, 16.0f, result_3, &_S259, _S239, _S234, thread_1);
     Place_0 place_9;
-    uint _S259 = _S234 + 32U;
-    (&place_9)->row_4 = _S259;
-    (&place_9)->column_3 = _S235;
-    (&place_9)->rows_3 = _S212;
-    (&place_9)->columns_2 = _S215;
-    (&place_9)->offset_3 = _S236;
-    (&place_9)->stride_0 = _S237;
-    Sums_0 _S260 = sums_3[2U][0U];
-    Place_0 _S261 = place_9;
-    write_0(&_S260, 16.0f, result_3, &_S261, _S238, _S233, thread_1);
+    uint _S260 = _S235 + 32U;
+    (&place_9)->row_4 = _S260;
+    (&place_9)->column_3 = _S236;
+    (&place_9)->rows_3 = _S213;
+    (&place_9)->columns_2 = _S216;
+    (&place_9)->offset_3 = _S237;
+    (&place_9)->stride_0 = _S238;
+    Sums_0 _S261 = sums_3[2U][0U];
+    Place_0 _S262 = place_9;
+    write_0(&_S261, 16.0f, result_3, &_S262, _S239, _S234, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S259;
-    (&place_10)->column_3 = _S241;
-    (&place_10)->rows_3 = _S212;
-    (&place_10)->columns_2 = _S215;
-    (&place_10)->offset_3 = _S236;
-    (&place_10)->stride_0 = _S237;
-    Sums_0 _S262 = sums_3[2U][1U];
-    Place_0 _S263 = place_10;
-    write_0(&_S262, 16.0f, result_3, &_S263, _S238, _S233, thread_1);
+    (&place_10)->row_4 = _S260;
+    (&place_10)->column_3 = _S242;
+    (&place_10)->rows_3 = _S213;
+    (&place_10)->columns_2 = _S216;
+    (&place_10)->offset_3 = _S237;
+    (&place_10)->stride_0 = _S238;
+    Sums_0 _S263 = sums_3[2U][1U];
+    Place_0 _S264 = place_10;
+    write_0(&_S263, 16.0f, result_3, &_S264, _S239, _S234, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S259;
-    (&place_11)->column_3 = _S244;
-    (&place_11)->rows_3 = _S212;
-    (&place_11)->columns_2 = _S215;
-    (&place_11)->offset_3 = _S236;
-    (&place_11)->stride_0 = _S237;
-    Sums_0 _S264 = sums_3[2U][2U];
-    Place_0 _S265 = place_11;
-    write_0(&_S264, 16.0f, result_3, &_S265, _S238, _S233, thread_1);
+    (&place_11)->row_4 = _S260;
+    (&place_11)->column_3 = _S245;
+    (&place_11)->rows_3 = _S213;
+    (&place_11)->columns_2 = _S216;
+    (&place_11)->offset_3 = _S237;
+    (&place_11)->stride_0 = _S238;
+    Sums_0 _S265 = sums_3[2U][2U];
+    Place_0 _S266 = place_11;
+    write_0(&_S265, 16.0f, result_3, &_S266, _S239, _S234, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S259;
-    (&place_12)->column_3 = _S247;
-    (&place_12)->rows_3 = _S212;
-    (&place_12)->columns_2 = _S215;
-    (&place_12)->offset_3 = _S236;
-    (&place_12)->stride_0 = _S237;
-    Sums_0 _S266 = sums_3[2U][3U];
-    Place_0 _S267 = place_12;
-    write_0(&_S266, 16.0f, result_3, &_S267, _S238, _S233, thread_1);
+    (&place_12)->row_4 = _S260;
+    (&place_12)->column_3 = _S248;
+    (&place_12)->rows_3 = _S213;
+    (&place_12)->columns_2 = _S216;
+    (&place_12)->offset_3 = _S237;
+    (&place_12)->stride_0 = _S238;
+    Sums_0 _S267 = sums_3[2U][3U];
+    Place_0 _S268 = place_12;
+    write_0(&_S267, 16.0f, result_3, &_S268, _S239, _S234, thread_1);
     Place_0 place_13;
-    uint _S268 = _S234 + 48U;
-    (&place_13)->row_4 = _S268;
-    (&place_13)->column_3 = _S235;
-    (&place_13)->rows_3 = _S212;
-    (&place_13)->columns_2 = _S215;
-    (&place_13)->offset_3 = _S236;
-    (&place_13)->stride_0 = _S237;
-    Sums_0 _S269 = sums_3[3U][0U];
-    Place_0 _S270 = place_13;
-    write_0(&_S269, 16.0f, result_3, &_S270, _S238, _S233, thread_1);
+    uint _S269 = _S235 + 48U;
+    (&place_13)->row_4 = _S269;
+    (&place_13)->column_3 = _S236;
+    (&place_13)->rows_3 = _S213;
+    (&place_13)->columns_2 = _S216;
+    (&place_13)->offset_3 = _S237;
+    (&place_13)->stride_0 = _S238;
+    Sums_0 _S270 = sums_3[3U][0U];
+    Place_0 _S271 = place_13;
+    write_0(&_S270, 16.0f, result_3, &_S271, _S239, _S234, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S268;
-    (&place_14)->column_3 = _S241;
-    (&place_14)->rows_3 = _S212;
-    (&place_14)->columns_2 = _S215;
-    (&place_14)->offset_3 = _S236;
-    (&place_14)->stride_0 = _S237;
-    Sums_0 _S271 = sums_3[3U][1U];
-    Place_0 _S272 = place_14;
-    write_0(&_S271, 16.0f, result_3, &_S272, _S238, _S233, thread_1);
+    (&place_14)->row_4 = _S269;
+    (&place_14)->column_3 = _S242;
+    (&place_14)->rows_3 = _S213;
+    (&place_14)->columns_2 = _S216;
+    (&place_14)->offset_3 = _S237;
+    (&place_14)->stride_0 = _S238;
+    Sums_0 _S272 = sums_3[3U][1U];
+    Place_0 _S273 = place_14;
+    write_0(&_S272, 16.0f, result_3, &_S273, _S239, _S234, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S268;
-    (&place_15)->column_3 = _S244;
-    (&place_15)->rows_3 = _S212;
-    (&place_15)->columns_2 = _S215;
-    (&place_15)->offset_3 = _S236;
-    (&place_15)->stride_0 = _S237;
-    Sums_0 _S273 = sums_3[3U][2U];
-    Place_0 _S274 = place_15;
-    write_0(&_S273, 16.0f, result_3, &_S274, _S238, _S233, thread_1);
+    (&place_15)->row_4 = _S269;
+    (&place_15)->column_3 = _S245;
+    (&place_15)->rows_3 = _S213;
+    (&place_15)->columns_2 = _S216;
+    (&place_15)->offset_3 = _S237;
+    (&place_15)->stride_0 = _S238;
+    Sums_0 _S274 = sums_3[3U][2U];
+    Place_0 _S275 = place_15;
+    write_0(&_S274, 16.0f, result_3, &_S275, _S239, _S234, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S268;
-    (&place_16)->column_3 = _S247;
-    (&place_16)->rows_3 = _S212;
-    (&place_16)->columns_2 = _S215;
-    (&place_16)->offset_3 = _S236;
-    (&place_16)->stride_0 = _S237;
-    Sums_0 _S275 = sums_3[3U][3U];
-    Place_0 _S276 = place_16;
-    write_0(&_S275, 16.0f, result_3, &_S276, _S238, _S233, thread_1);
+    (&place_16)->row_4 = _S269;
+    (&place_16)->column_3 = _S248;
+    (&place_16)->rows_3 = _S213;
+    (&place_16)->columns_2 = _S216;
+    (&place_16)->offset_3 = _S237;
+    (&place_16)->stride_0 = _S238;
+    Sums_0 _S276 = sums_3[3U][3U];
+    Place_0 _S277 = place_16;
+    write_0(&_S276, 16.0f, result_3, &_S277, _S239, _S234, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q5_k(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S277 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S278 = p_2;
-    gemm_0(blockIdx, _S277, x_5, weight_2, result_4, batch_2, &_S278);
+    uint _S278 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S279 = p_2;
+    gemm_0(blockIdx, _S278, x_5, weight_2, result_4, batch_2, &_S279);
     return;
 }

@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
@@ -107,27 +113,27 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = (row_0 + 64U) * 5U;
-    uint _S15 = _S14 + eight_0;
-    uint4  _S16 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
-    put_0(_S15, _S16);
-    uint _S17 = (row_0 + 96U) * 5U;
-    uint _S18 = _S17 + eight_0;
-    uint4  _S19 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
-    put_0(_S18, _S19);
-    uint _S20 = 8U * eight_0;
-    put_0(640U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S20));
-    put_0(640U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S20));
-    put_0(640U + _S14 + eight_0, Others_decode_0(this_0->right_0[2U], _S20));
-    put_0(640U + _S17 + eight_0, Others_decode_0(this_0->right_0[3U], _S20));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = (row_0 + 64U) * 5U;
+    uint _S16 = _S15 + eight_0;
+    uint4  _S17 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
+    put_0(_S16, _S17);
+    uint _S18 = (row_0 + 96U) * 5U;
+    uint _S19 = _S18 + eight_0;
+    uint4  _S20 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
+    put_0(_S19, _S20);
+    uint _S21 = 8U * eight_0;
+    put_0(640U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S21));
+    put_0(640U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S21));
+    put_0(640U + _S15 + eight_0, Others_decode_0(this_0->right_0[2U], _S21));
+    put_0(640U + _S18 + eight_0, Others_decode_0(this_0->right_0[3U], _S21));
     return;
 }
 
@@ -158,21 +164,21 @@ struct Operands_0
 
 __device__ uint word_at_0(StructuredBuffer<uint> words_0, uint offset_0, uint half_0)
 {
-    uint _S21 = offset_0 + half_0 / 2U;
-    uint _S22;
+    uint _S22 = offset_0 + half_0 / 2U;
+    uint _S23;
     if((half_0 % 2U) == 0U)
     {
-        uint _S23 = __ldg((&(words_0)[_S21]));
-        _S22 = _S23;
+        uint _S24 = __ldg((&(words_0)[_S22]));
+        _S23 = _S24;
     }
     else
     {
-        uint _S24 = __ldg((&(words_0)[_S21]));
-        uint _S25 = _S24 >> int(16);
-        uint _S26 = __ldg((&(words_0)[_S21 + 1U]));
-        _S22 = _S25 | (_S26 << int(16));
+        uint _S25 = __ldg((&(words_0)[_S22]));
+        uint _S26 = _S25 >> int(16);
+        uint _S27 = __ldg((&(words_0)[_S22 + 1U]));
+        _S23 = _S26 | (_S27 << int(16));
     }
-    return _S22;
+    return _S23;
 }
 
 __device__ float2  halves_0(uint word_0)
@@ -182,22 +188,22 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_1, uint offset_1, uint half_1)
 {
-    uint _S27 = __ldg((&(words_1)[offset_1 + half_1 / 2U]));
-    return halves_0(_S27 >> (half_1 % 2U * 16U)).x;
+    uint _S28 = __ldg((&(words_1)[offset_1 + half_1 / 2U]));
+    return halves_0(_S28 >> (half_1 % 2U * 16U)).x;
 }
 
 __device__ float byte_at_0(StructuredBuffer<uint> words_2, uint offset_2, uint half_2, uint byte_0)
 {
-    uint _S28 = 2U * half_2 + byte_0;
-    uint _S29 = __ldg((&(words_2)[offset_2 + _S28 / 4U]));
-    return float(int(_S29 << (24U - _S28 % 4U * 8U)) >> int(24));
+    uint _S29 = 2U * half_2 + byte_0;
+    uint _S30 = __ldg((&(words_2)[offset_2 + _S29 / 4U]));
+    return float(int(_S30 << (24U - _S29 % 4U * 8U)) >> int(24));
 }
 
 __device__ float4  unsigned_bytes_0(uint word_1)
 {
-    uint4  _S30 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
-    float4  _S31 = make_float4 ((float)_S30.x, (float)_S30.y, (float)_S30.z, (float)_S30.w);
-    return _S31;
+    uint4  _S31 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
+    float4  _S32 = make_float4 ((float)_S31.x, (float)_S31.y, (float)_S31.z, (float)_S31.w);
+    return _S32;
 }
 
 __device__ float4  sixes_0(uint low_0, uint high_0)
@@ -207,78 +213,78 @@ __device__ float4  sixes_0(uint low_0, uint high_0)
 
 __device__ float4  Q6_K_four_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S32 = (row_1 * (columns_0 / 256U) + column_1 / 256U) * 105U;
-    uint _S33 = column_1 % 256U;
-    uint _S34 = _S33 / 128U;
-    uint _S35 = column_1 % 128U / 32U;
-    return make_float4 (half_at_0(words_3, offset_3, _S32 + 104U) * byte_at_0(words_3, offset_3, _S32 + 96U, _S33 / 16U)) * sixes_0((word_at_0(words_3, offset_3, _S32 + _S34 * 32U + column_1 % 64U / 2U)) >> (_S35 / 2U * 4U), (word_at_0(words_3, offset_3, _S32 + 64U + _S34 * 16U + column_1 % 32U / 2U)) >> (_S35 * 2U));
+    uint _S33 = (row_1 * (columns_0 / 256U) + column_1 / 256U) * 105U;
+    uint _S34 = column_1 % 256U;
+    uint _S35 = _S34 / 128U;
+    uint _S36 = column_1 % 128U / 32U;
+    return make_float4 (half_at_0(words_3, offset_3, _S33 + 104U) * byte_at_0(words_3, offset_3, _S33 + 96U, _S34 / 16U)) * sixes_0((word_at_0(words_3, offset_3, _S33 + _S35 * 32U + column_1 % 64U / 2U)) >> (_S36 / 2U * 4U), (word_at_0(words_3, offset_3, _S33 + 64U + _S35 * 16U + column_1 % 32U / 2U)) >> (_S36 * 2U));
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_4, uint offset_4, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S36 = eight_halves_0(Q6_K_four_0(words_4, offset_4, columns_1, row_2, column_2), Q6_K_four_0(words_4, offset_4, columns_1, row_2, column_2 + 4U));
-    return _S36;
+    uint4  _S37 = eight_halves_0(Q6_K_four_0(words_4, offset_4, columns_1, row_2, column_2), Q6_K_four_0(words_4, offset_4, columns_1, row_2, column_2 + 4U));
+    return _S37;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S37 = (&this_1->p_0)->x_offset_0;
-    uint _S38 = this_1->top_0 + row_3;
-    uint _S39 = this_1->rows_1 - 1U;
-    uint _S40 = (&this_1->p_0)->x_stride_0;
-    uint _S41 = 2U * eight_1;
-    uint _S42 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S38), (_S39))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S41;
+    uint _S38 = (&this_1->p_0)->x_offset_0;
+    uint _S39 = this_1->top_0 + row_3;
+    uint _S40 = this_1->rows_1 - 1U;
+    uint _S41 = (&this_1->p_0)->x_stride_0;
+    uint _S42 = 2U * eight_1;
+    uint _S43 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S39), (_S40))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S42;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S43 = this_1->x_3;
-    float4  _S44 = __ldg((&(this_1->x_3)[_S42]));
-    float4  _S45 = __ldg((&(_S43)[_S42 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S44;
-    (&parts_0)->left_0[0U][int(1)] = _S45;
-    uint _S46 = (_S37 + (U32_min((_S38 + 32U), (_S39))) * _S40 + begin_0) / 4U + _S41;
-    float4  _S47 = __ldg((&(_S43)[_S46]));
-    float4  _S48 = __ldg((&(_S43)[_S46 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S47;
-    (&parts_0)->left_0[1U][int(1)] = _S48;
-    uint _S49 = (_S37 + (U32_min((_S38 + 64U), (_S39))) * _S40 + begin_0) / 4U + _S41;
-    float4  _S50 = __ldg((&(_S43)[_S49]));
-    float4  _S51 = __ldg((&(_S43)[_S49 + 1U]));
-    (&parts_0)->left_0[2U][int(0)] = _S50;
-    (&parts_0)->left_0[2U][int(1)] = _S51;
-    uint _S52 = (_S37 + (U32_min((_S38 + 96U), (_S39))) * _S40 + begin_0) / 4U + _S41;
-    float4  _S53 = __ldg((&(_S43)[_S52]));
-    float4  _S54 = __ldg((&(_S43)[_S52 + 1U]));
-    (&parts_0)->left_0[3U][int(0)] = _S53;
-    (&parts_0)->left_0[3U][int(1)] = _S54;
-    uint _S55 = this_1->side_0 + row_3;
-    uint _S56 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S57 = this_1->weight_0;
-    uint _S58 = (&this_1->p_0)->weight_offset_0;
-    uint _S59 = (&this_1->p_0)->k_0;
-    uint _S60 = begin_0 + 8U * eight_1;
-    uint4  _S61 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S55), (_S56))), _S60);
-    (&parts_0)->right_0[0U] = _S61;
-    uint4  _S62 = Others_fetch_0(_S57, _S58, _S59, (U32_min((_S55 + 32U), (_S56))), _S60);
-    (&parts_0)->right_0[1U] = _S62;
-    uint4  _S63 = Others_fetch_0(_S57, _S58, _S59, (U32_min((_S55 + 64U), (_S56))), _S60);
-    (&parts_0)->right_0[2U] = _S63;
-    uint4  _S64 = Others_fetch_0(_S57, _S58, _S59, (U32_min((_S55 + 96U), (_S56))), _S60);
-    (&parts_0)->right_0[3U] = _S64;
+    StructuredBuffer<float4 > _S44 = this_1->x_3;
+    float4  _S45 = __ldg((&(this_1->x_3)[_S43]));
+    float4  _S46 = __ldg((&(_S44)[_S43 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S45;
+    (&parts_0)->left_0[0U][int(1)] = _S46;
+    uint _S47 = (_S38 + (U32_min((_S39 + 32U), (_S40))) * _S41 + begin_0) / 4U + _S42;
+    float4  _S48 = __ldg((&(_S44)[_S47]));
+    float4  _S49 = __ldg((&(_S44)[_S47 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S48;
+    (&parts_0)->left_0[1U][int(1)] = _S49;
+    uint _S50 = (_S38 + (U32_min((_S39 + 64U), (_S40))) * _S41 + begin_0) / 4U + _S42;
+    float4  _S51 = __ldg((&(_S44)[_S50]));
+    float4  _S52 = __ldg((&(_S44)[_S50 + 1U]));
+    (&parts_0)->left_0[2U][int(0)] = _S51;
+    (&parts_0)->left_0[2U][int(1)] = _S52;
+    uint _S53 = (_S38 + (U32_min((_S39 + 96U), (_S40))) * _S41 + begin_0) / 4U + _S42;
+    float4  _S54 = __ldg((&(_S44)[_S53]));
+    float4  _S55 = __ldg((&(_S44)[_S53 + 1U]));
+    (&parts_0)->left_0[3U][int(0)] = _S54;
+    (&parts_0)->left_0[3U][int(1)] = _S55;
+    uint _S56 = this_1->side_0 + row_3;
+    uint _S57 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S58 = this_1->weight_0;
+    uint _S59 = (&this_1->p_0)->weight_offset_0;
+    uint _S60 = (&this_1->p_0)->k_0;
+    uint _S61 = begin_0 + 8U * eight_1;
+    uint4  _S62 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S56), (_S57))), _S61);
+    (&parts_0)->right_0[0U] = _S62;
+    uint4  _S63 = Others_fetch_0(_S58, _S59, _S60, (U32_min((_S56 + 32U), (_S57))), _S61);
+    (&parts_0)->right_0[1U] = _S63;
+    uint4  _S64 = Others_fetch_0(_S58, _S59, _S60, (U32_min((_S56 + 64U), (_S57))), _S61);
+    (&parts_0)->right_0[2U] = _S64;
+    uint4  _S65 = Others_fetch_0(_S58, _S59, _S60, (U32_min((_S56 + 96U), (_S57))), _S61);
+    (&parts_0)->right_0[3U] = _S65;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_5, uint first_0, uint rows_2)
 {
-    uint _S65;
+    uint _S66;
     if(offset_5 == 4294967295U)
     {
-        _S65 = rows_2;
+        _S66 = rows_2;
     }
     else
     {
-        uint _S66 = __ldg((&(batch_0)[offset_5]));
-        _S65 = (U32_min(((U32_max((_S66), (first_0))) - first_0), (rows_2)));
+        uint _S67 = __ldg((&(batch_0)[offset_5]));
+        _S66 = (U32_min(((U32_max((_S67), (first_0))) - first_0), (rows_2)));
     }
-    return _S65;
+    return _S66;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -293,177 +299,177 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S67;
-    (&_S67)->halves_1 = *halves_2;
-    return _S67;
+    Sums_0 _S68;
+    (&_S68)->halves_1 = *halves_2;
+    return _S68;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S68 = make_int4 (int(0));
-    float4  _S69 = make_float4 ((float)_S68.x, (float)_S68.y, (float)_S68.z, (float)_S68.w);
-    FixedArray<float4 , 2>  _S70;
-    _S70[int(0)] = _S69;
-    _S70[int(1)] = _S69;
-    Sums_0 _S71 = Sums_x24init_0(&_S70);
-    return _S71;
+    int4  _S69 = make_int4 (int(0));
+    float4  _S70 = make_float4 ((float)_S69.x, (float)_S69.y, (float)_S69.z, (float)_S69.w);
+    FixedArray<float4 , 2>  _S71;
+    _S71[int(0)] = _S70;
+    _S71[int(1)] = _S70;
+    Sums_0 _S72 = Sums_x24init_0(&_S71);
+    return _S72;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S72 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S72;
+    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S73;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S73;
+    uint4  _S74 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S74;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S74 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S75 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S76;
-    _S76[int(0)] = _S74;
-    _S76[int(1)] = _S75;
-    Sums_0 _S77 = Sums_x24init_0(&_S76);
-    return _S77;
+    float4  _S75 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S76 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S77;
+    _S77[int(0)] = _S75;
+    _S77[int(1)] = _S76;
+    Sums_0 _S78 = Sums_x24init_0(&_S77);
+    return _S78;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S78 = 640U + across_0 * 5U;
-    uint4  _S79 = load_right_0(_S78, lane_2);
-    right_2[0U] = _S79;
-    uint _S80 = 640U + (across_0 + 16U) * 5U;
-    uint4  _S81 = load_right_0(_S80, lane_2);
-    right_2[1U] = _S81;
-    uint _S82 = 640U + (across_0 + 32U) * 5U;
-    uint4  _S83 = load_right_0(_S82, lane_2);
-    right_2[2U] = _S83;
-    uint _S84 = 640U + (across_0 + 48U) * 5U;
-    uint4  _S85 = load_right_0(_S84, lane_2);
-    right_2[3U] = _S85;
-    uint _S86 = down_0 * 5U;
-    uint4  _S87 = load_left_0(_S86, lane_2);
-    Sums_0 _S88 = (*sums_1)[0U][0U];
-    Sums_0 _S89 = multiply_add_0(_S87, _S79, &_S88);
-    (*sums_1)[0U][0U] = _S89;
-    Sums_0 _S90 = (*sums_1)[0U][1U];
-    Sums_0 _S91 = multiply_add_0(_S87, _S81, &_S90);
-    (*sums_1)[0U][1U] = _S91;
-    Sums_0 _S92 = (*sums_1)[0U][2U];
-    Sums_0 _S93 = multiply_add_0(_S87, _S83, &_S92);
-    (*sums_1)[0U][2U] = _S93;
-    Sums_0 _S94 = (*sums_1)[0U][3U];
-    Sums_0 _S95 = multiply_add_0(_S87, _S85, &_S94);
-    (*sums_1)[0U][3U] = _S95;
-    uint _S96 = (down_0 + 16U) * 5U;
-    uint4  _S97 = load_left_0(_S96, lane_2);
-    Sums_0 _S98 = (*sums_1)[1U][0U];
-    Sums_0 _S99 = multiply_add_0(_S97, _S79, &_S98);
-    (*sums_1)[1U][0U] = _S99;
-    Sums_0 _S100 = (*sums_1)[1U][1U];
-    Sums_0 _S101 = multiply_add_0(_S97, _S81, &_S100);
-    (*sums_1)[1U][1U] = _S101;
-    Sums_0 _S102 = (*sums_1)[1U][2U];
-    Sums_0 _S103 = multiply_add_0(_S97, _S83, &_S102);
-    (*sums_1)[1U][2U] = _S103;
-    Sums_0 _S104 = (*sums_1)[1U][3U];
-    Sums_0 _S105 = multiply_add_0(_S97, _S85, &_S104);
-    (*sums_1)[1U][3U] = _S105;
-    uint _S106 = (down_0 + 32U) * 5U;
-    uint4  _S107 = load_left_0(_S106, lane_2);
-    Sums_0 _S108 = (*sums_1)[2U][0U];
-    Sums_0 _S109 = multiply_add_0(_S107, _S79, &_S108);
-    (*sums_1)[2U][0U] = _S109;
-    Sums_0 _S110 = (*sums_1)[2U][1U];
-    Sums_0 _S111 = multiply_add_0(_S107, _S81, &_S110);
-    (*sums_1)[2U][1U] = _S111;
-    Sums_0 _S112 = (*sums_1)[2U][2U];
-    Sums_0 _S113 = multiply_add_0(_S107, _S83, &_S112);
-    (*sums_1)[2U][2U] = _S113;
-    Sums_0 _S114 = (*sums_1)[2U][3U];
-    Sums_0 _S115 = multiply_add_0(_S107, _S85, &_S114);
-    (*sums_1)[2U][3U] = _S115;
-    uint _S116 = (down_0 + 48U) * 5U;
-    uint4  _S117 = load_left_0(_S116, lane_2);
-    Sums_0 _S118 = (*sums_1)[3U][0U];
-    Sums_0 _S119 = multiply_add_0(_S117, _S79, &_S118);
-    (*sums_1)[3U][0U] = _S119;
-    Sums_0 _S120 = (*sums_1)[3U][1U];
-    Sums_0 _S121 = multiply_add_0(_S117, _S81, &_S120);
-    (*sums_1)[3U][1U] = _S121;
-    Sums_0 _S122 = (*sums_1)[3U][2U];
-    Sums_0 _S123 = multiply_add_0(_S117, _S83, &_S122);
-    (*sums_1)[3U][2U] = _S123;
-    Sums_0 _S124 = (*sums_1)[3U][3U];
-    Sums_0 _S125 = multiply_add_0(_S117, _S85, &_S124);
-    (*sums_1)[3U][3U] = _S125;
+    uint _S79 = 640U + across_0 * 5U;
+    uint4  _S80 = load_right_0(_S79, lane_2);
+    right_2[0U] = _S80;
+    uint _S81 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S82 = load_right_0(_S81, lane_2);
+    right_2[1U] = _S82;
+    uint _S83 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S84 = load_right_0(_S83, lane_2);
+    right_2[2U] = _S84;
+    uint _S85 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S86 = load_right_0(_S85, lane_2);
+    right_2[3U] = _S86;
+    uint _S87 = down_0 * 5U;
+    uint4  _S88 = load_left_0(_S87, lane_2);
+    Sums_0 _S89 = (*sums_1)[0U][0U];
+    Sums_0 _S90 = multiply_add_0(_S88, _S80, &_S89);
+    (*sums_1)[0U][0U] = _S90;
+    Sums_0 _S91 = (*sums_1)[0U][1U];
+    Sums_0 _S92 = multiply_add_0(_S88, _S82, &_S91);
+    (*sums_1)[0U][1U] = _S92;
+    Sums_0 _S93 = (*sums_1)[0U][2U];
+    Sums_0 _S94 = multiply_add_0(_S88, _S84, &_S93);
+    (*sums_1)[0U][2U] = _S94;
+    Sums_0 _S95 = (*sums_1)[0U][3U];
+    Sums_0 _S96 = multiply_add_0(_S88, _S86, &_S95);
+    (*sums_1)[0U][3U] = _S96;
+    uint _S97 = (down_0 + 16U) * 5U;
+    uint4  _S98 = load_left_0(_S97, lane_2);
+    Sums_0 _S99 = (*sums_1)[1U][0U];
+    Sums_0 _S100 = multiply_add_0(_S98, _S80, &_S99);
+    (*sums_1)[1U][0U] = _S100;
+    Sums_0 _S101 = (*sums_1)[1U][1U];
+    Sums_0 _S102 = multiply_add_0(_S98, _S82, &_S101);
+    (*sums_1)[1U][1U] = _S102;
+    Sums_0 _S103 = (*sums_1)[1U][2U];
+    Sums_0 _S104 = multiply_add_0(_S98, _S84, &_S103);
+    (*sums_1)[1U][2U] = _S104;
+    Sums_0 _S105 = (*sums_1)[1U][3U];
+    Sums_0 _S106 = multiply_add_0(_S98, _S86, &_S105);
+    (*sums_1)[1U][3U] = _S106;
+    uint _S107 = (down_0 + 32U) * 5U;
+    uint4  _S108 = load_left_0(_S107, lane_2);
+    Sums_0 _S109 = (*sums_1)[2U][0U];
+    Sums_0 _S110 = multiply_add_0(_S108, _S80, &_S109);
+    (*sums_1)[2U][0U] = _S110;
+    Sums_0 _S111 = (*sums_1)[2U][1U];
+    Sums_0 _S112 = multiply_add_0(_S108, _S82, &_S111);
+    (*sums_1)[2U][1U] = _S112;
+    Sums_0 _S113 = (*sums_1)[2U][2U];
+    Sums_0 _S114 = multiply_add_0(_S108, _S84, &_S113);
+    (*sums_1)[2U][2U] = _S114;
+    Sums_0 _S115 = (*sums_1)[2U][3U];
+    Sums_0 _S116 = multiply_add_0(_S108, _S86, &_S115);
+    (*sums_1)[2U][3U] = _S116;
+    uint _S117 = (down_0 + 48U) * 5U;
+    uint4  _S118 = load_left_0(_S117, lane_2);
+    Sums_0 _S119 = (*sums_1)[3U][0U];
+    Sums_0 _S120 = multiply_add_0(_S118, _S80, &_S119);
+    (*sums_1)[3U][0U] = _S120;
+    Sums_0 _S121 = (*sums_1)[3U][1U];
+    Sums_0 _S122 = multiply_add_0(_S118, _S82, &_S121);
+    (*sums_1)[3U][1U] = _S122;
+    Sums_0 _S123 = (*sums_1)[3U][2U];
+    Sums_0 _S124 = multiply_add_0(_S118, _S84, &_S123);
+    (*sums_1)[3U][2U] = _S124;
+    Sums_0 _S125 = (*sums_1)[3U][3U];
+    Sums_0 _S126 = multiply_add_0(_S118, _S86, &_S125);
+    (*sums_1)[3U][3U] = _S126;
     FixedArray<uint4 , 4>  right_3;
-    uint4  _S126 = load_right_0(_S78 + 2U, lane_2);
-    right_3[0U] = _S126;
-    uint4  _S127 = load_right_0(_S80 + 2U, lane_2);
-    right_3[1U] = _S127;
-    uint4  _S128 = load_right_0(_S82 + 2U, lane_2);
-    right_3[2U] = _S128;
-    uint4  _S129 = load_right_0(_S84 + 2U, lane_2);
-    right_3[3U] = _S129;
-    uint4  _S130 = load_left_0(_S86 + 2U, lane_2);
-    Sums_0 _S131 = (*sums_1)[0U][0U];
-    Sums_0 _S132 = multiply_add_0(_S130, _S126, &_S131);
-    (*sums_1)[0U][0U] = _S132;
-    Sums_0 _S133 = (*sums_1)[0U][1U];
-    Sums_0 _S134 = multiply_add_0(_S130, _S127, &_S133);
-    (*sums_1)[0U][1U] = _S134;
-    Sums_0 _S135 = (*sums_1)[0U][2U];
-    Sums_0 _S136 = multiply_add_0(_S130, _S128, &_S135);
-    (*sums_1)[0U][2U] = _S136;
-    Sums_0 _S137 = (*sums_1)[0U][3U];
-    Sums_0 _S138 = multiply_add_0(_S130, _S129, &_S137);
-    (*sums_1)[0U][3U] = _S138;
-    uint4  _S139 = load_left_0(_S96 + 2U, lane_2);
-    Sums_0 _S140 = (*sums_1)[1U][0U];
-    Sums_0 _S141 = multiply_add_0(_S139, _S126, &_S140);
-    (*sums_1)[1U][0U] = _S141;
-    Sums_0 _S142 = (*sums_1)[1U][1U];
-    Sums_0 _S143 = multiply_add_0(_S139, _S127, &_S142);
-    (*sums_1)[1U][1U] = _S143;
-    Sums_0 _S144 = (*sums_1)[1U][2U];
-    Sums_0 _S145 = multiply_add_0(_S139, _S128, &_S144);
-    (*sums_1)[1U][2U] = _S145;
-    Sums_0 _S146 = (*sums_1)[1U][3U];
-    Sums_0 _S147 = multiply_add_0(_S139, _S129, &_S146);
-    (*sums_1)[1U][3U] = _S147;
-    uint4  _S148 = load_left_0(_S106 + 2U, lane_2);
-    Sums_0 _S149 = (*sums_1)[2U][0U];
-    Sums_0 _S150 = multiply_add_0(_S148, _S126, &_S149);
-    (*sums_1)[2U][0U] = _S150;
-    Sums_0 _S151 = (*sums_1)[2U][1U];
-    Sums_0 _S152 = multiply_add_0(_S148, _S127, &_S151);
-    (*sums_1)[2U][1U] = _S152;
-    Sums_0 _S153 = (*sums_1)[2U][2U];
-    Sums_0 _S154 = multiply_add_0(_S148, _S128, &_S153);
-    (*sums_1)[2U][2U] = _S154;
-    Sums_0 _S155 = (*sums_1)[2U][3U];
-    Sums_0 _S156 = multiply_add_0(_S148, _S129, &_S155);
-    (*sums_1)[2U][3U] = _S156;
-    uint4  _S157 = load_left_0(_S116 + 2U, lane_2);
-    Sums_0 _S158 = (*sums_1)[3U][0U];
-    Sums_0 _S159 = multiply_add_0(_S157, _S126, &_S158);
-    (*sums_1)[3U][0U] = _S159;
-    Sums_0 _S160 = (*sums_1)[3U][1U];
-    Sums_0 _S161 = multiply_add_0(_S157, _S127, &_S160);
-    (*sums_1)[3U][1U] = _S161;
-    Sums_0 _S162 = (*sums_1)[3U][2U];
-    Sums_0 _S163 = multiply_add_0(_S157, _S128, &_S162);
-    (*sums_1)[3U][2U] = _S163;
-    Sums_0 _S164 = (*sums_1)[3U][3U];
-    Sums_0 _S165 = multiply_add_0(_S157, _S129, &_S164);
-    (*sums_1)[3U][3U] = _S165;
+    uint4  _S127 = load_right_0(_S79 + 2U, lane_2);
+    right_3[0U] = _S127;
+    uint4  _S128 = load_right_0(_S81 + 2U, lane_2);
+    right_3[1U] = _S128;
+    uint4  _S129 = load_right_0(_S83 + 2U, lane_2);
+    right_3[2U] = _S129;
+    uint4  _S130 = load_right_0(_S85 + 2U, lane_2);
+    right_3[3U] = _S130;
+    uint4  _S131 = load_left_0(_S87 + 2U, lane_2);
+    Sums_0 _S132 = (*sums_1)[0U][0U];
+    Sums_0 _S133 = multiply_add_0(_S131, _S127, &_S132);
+    (*sums_1)[0U][0U] = _S133;
+    Sums_0 _S134 = (*sums_1)[0U][1U];
+    Sums_0 _S135 = multiply_add_0(_S131, _S128, &_S134);
+    (*sums_1)[0U][1U] = _S135;
+    Sums_0 _S136 = (*sums_1)[0U][2U];
+    Sums_0 _S137 = multiply_add_0(_S131, _S129, &_S136);
+    (*sums_1)[0U][2U] = _S137;
+    Sums_0 _S138 = (*sums_1)[0U][3U];
+    Sums_0 _S139 = multiply_add_0(_S131, _S130, &_S138);
+    (*sums_1)[0U][3U] = _S139;
+    uint4  _S140 = load_left_0(_S97 + 2U, lane_2);
+    Sums_0 _S141 = (*sums_1)[1U][0U];
+    Sums_0 _S142 = multiply_add_0(_S140, _S127, &_S141);
+    (*sums_1)[1U][0U] = _S142;
+    Sums_0 _S143 = (*sums_1)[1U][1U];
+    Sums_0 _S144 = multiply_add_0(_S140, _S128, &_S143);
+    (*sums_1)[1U][1U] = _S144;
+    Sums_0 _S145 = (*sums_1)[1U][2U];
+    Sums_0 _S146 = multiply_add_0(_S140, _S129, &_S145);
+    (*sums_1)[1U][2U] = _S146;
+    Sums_0 _S147 = (*sums_1)[1U][3U];
+    Sums_0 _S148 = multiply_add_0(_S140, _S130, &_S147);
+    (*sums_1)[1U][3U] = _S148;
+    uint4  _S149 = load_left_0(_S107 + 2U, lane_2);
+    Sums_0 _S150 = (*sums_1)[2U][0U];
+    Sums_0 _S151 = multiply_add_0(_S149, _S127, &_S150);
+    (*sums_1)[2U][0U] = _S151;
+    Sums_0 _S152 = (*sums_1)[2U][1U];
+    Sums_0 _S153 = multiply_add_0(_S149, _S128, &_S152);
+    (*sums_1)[2U][1U] = _S153;
+    Sums_0 _S154 = (*sums_1)[2U][2U];
+    Sums_0 _S155 = multiply_add_0(_S149, _S129, &_S154);
+    (*sums_1)[2U][2U] = _S155;
+    Sums_0 _S156 = (*sums_1)[2U][3U];
+    Sums_0 _S157 = multiply_add_0(_S149, _S130, &_S156);
+    (*sums_1)[2U][3U] = _S157;
+    uint4  _S158 = load_left_0(_S117 + 2U, lane_2);
+    Sums_0 _S159 = (*sums_1)[3U][0U];
+    Sums_0 _S160 = multiply_add_0(_S158, _S127, &_S159);
+    (*sums_1)[3U][0U] = _S160;
+    Sums_0 _S161 = (*sums_1)[3U][1U];
+    Sums_0 _S162 = multiply_add_0(_S158, _S128, &_S161);
+    (*sums_1)[3U][1U] = _S162;
+    Sums_0 _S163 = (*sums_1)[3U][2U];
+    Sums_0 _S164 = multiply_add_0(_S158, _S129, &_S163);
+    (*sums_1)[3U][2U] = _S164;
+    Sums_0 _S165 = (*sums_1)[3U][3U];
+    Sums_0 _S166 = multiply_add_0(_S158, _S130, &_S165);
+    (*sums_1)[3U][3U] = _S166;
     return;
 }
 
@@ -484,314 +490,314 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S166 = thread_0 % 32U;
-    uint _S167 = _S166 / 4U;
-    uint _S168 = _S166 % 4U * 2U;
-    bool _S169;
+    uint _S167 = thread_0 % 32U;
+    uint _S168 = _S167 / 4U;
+    uint _S169 = _S167 % 4U * 2U;
+    bool _S170;
     if(whole_0)
     {
-        _S169 = true;
+        _S170 = true;
     }
     else
     {
-        if((place_0->row_4 + _S167) < (place_0->rows_3))
+        if((place_0->row_4 + _S168) < (place_0->rows_3))
         {
-            _S169 = (place_0->column_3 + _S168) < (place_0->columns_2);
+            _S170 = (place_0->column_3 + _S169) < (place_0->columns_2);
         }
         else
         {
-            _S169 = false;
+            _S170 = false;
         }
     }
-    float _S170;
-    if(_S169)
+    float _S171;
+    if(_S170)
     {
-        uint _S171 = Place_at_0(place_0, _S167, _S168);
-        float _S172 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S173 = (&(result_2)[_S171]);
+        uint _S172 = Place_at_0(place_0, _S168, _S169);
+        float _S173 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S174 = (&(result_2)[_S172]);
         if(accumulate_1)
         {
-            _S170 = *(&(result_2)[_S171]) + _S172;
+            _S171 = *(&(result_2)[_S172]) + _S173;
         }
         else
         {
-            _S170 = _S172;
+            _S171 = _S173;
         }
-        *_S173 = _S170;
+        *_S174 = _S171;
     }
-    uint _S174 = _S166 / 4U;
-    uint _S175 = _S168 + 1U;
+    uint _S175 = _S167 / 4U;
+    uint _S176 = _S169 + 1U;
     if(whole_0)
     {
-        _S169 = true;
+        _S170 = true;
     }
     else
     {
-        if((place_0->row_4 + _S174) < (place_0->rows_3))
+        if((place_0->row_4 + _S175) < (place_0->rows_3))
         {
-            _S169 = (place_0->column_3 + _S175) < (place_0->columns_2);
+            _S170 = (place_0->column_3 + _S176) < (place_0->columns_2);
         }
         else
         {
-            _S169 = false;
+            _S170 = false;
         }
     }
-    if(_S169)
+    if(_S170)
     {
-        uint _S176 = Place_at_0(place_0, _S174, _S175);
-        float _S177 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S178 = (&(result_2)[_S176]);
+        uint _S177 = Place_at_0(place_0, _S175, _S176);
+        float _S178 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S179 = (&(result_2)[_S177]);
         if(accumulate_1)
         {
-            _S170 = *(&(result_2)[_S176]) + _S177;
+            _S171 = *(&(result_2)[_S177]) + _S178;
         }
         else
         {
-            _S170 = _S177;
+            _S171 = _S178;
         }
-        *_S178 = _S170;
+        *_S179 = _S171;
     }
-    uint _S179 = _S166 / 4U + 8U;
+    uint _S180 = _S167 / 4U + 8U;
     if(whole_0)
     {
-        _S169 = true;
+        _S170 = true;
     }
     else
     {
-        if((place_0->row_4 + _S179) < (place_0->rows_3))
+        if((place_0->row_4 + _S180) < (place_0->rows_3))
         {
-            _S169 = (place_0->column_3 + _S168) < (place_0->columns_2);
+            _S170 = (place_0->column_3 + _S169) < (place_0->columns_2);
         }
         else
         {
-            _S169 = false;
+            _S170 = false;
         }
     }
-    if(_S169)
+    if(_S170)
     {
-        uint _S180 = Place_at_0(place_0, _S179, _S168);
-        float _S181 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S182 = (&(result_2)[_S180]);
+        uint _S181 = Place_at_0(place_0, _S180, _S169);
+        float _S182 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S183 = (&(result_2)[_S181]);
         if(accumulate_1)
         {
-            _S170 = *(&(result_2)[_S180]) + _S181;
+            _S171 = *(&(result_2)[_S181]) + _S182;
         }
         else
         {
-            _S170 = _S181;
+            _S171 = _S182;
         }
-        *_S182 = _S170;
+        *_S183 = _S171;
     }
-    uint _S183 = _S166 / 4U + 8U;
+    uint _S184 = _S167 / 4U + 8U;
     if(whole_0)
     {
-        _S169 = true;
+        _S170 = true;
     }
     else
     {
-        if((place_0->row_4 + _S183) < (place_0->rows_3))
+        if((place_0->row_4 + _S184) < (place_0->rows_3))
         {
-            _S169 = (place_0->column_3 + _S175) < (place_0->columns_2);
+            _S170 = (place_0->column_3 + _S176) < (place_0->columns_2);
         }
         else
         {
-            _S169 = false;
+            _S170 = false;
         }
     }
-    if(_S169)
+    if(_S170)
     {
-        uint _S184 = Place_at_0(place_0, _S183, _S175);
-        float _S185 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S186 = (&(result_2)[_S184]);
+        uint _S185 = Place_at_0(place_0, _S184, _S176);
+        float _S186 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S187 = (&(result_2)[_S185]);
         if(accumulate_1)
         {
-            _S170 = *(&(result_2)[_S184]) + _S185;
+            _S171 = *(&(result_2)[_S185]) + _S186;
         }
         else
         {
-            _S170 = _S185;
+            _S171 = _S186;
         }
-        *_S186 = _S170;
+        *_S187 = _S171;
     }
-    uint _S187 = _S166 / 4U;
-    uint _S188 = 8U + _S168;
+    uint _S188 = _S167 / 4U;
+    uint _S189 = 8U + _S169;
     if(whole_0)
     {
-        _S169 = true;
+        _S170 = true;
     }
     else
     {
-        if((place_0->row_4 + _S187) < (place_0->rows_3))
+        if((place_0->row_4 + _S188) < (place_0->rows_3))
         {
-            _S169 = (place_0->column_3 + _S188) < (place_0->columns_2);
+            _S170 = (place_0->column_3 + _S189) < (place_0->columns_2);
         }
         else
         {
-            _S169 = false;
+            _S170 = false;
         }
     }
-    if(_S169)
+    if(_S170)
     {
-        uint _S189 = Place_at_0(place_0, _S187, _S188);
-        float _S190 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S191 = (&(result_2)[_S189]);
+        uint _S190 = Place_at_0(place_0, _S188, _S189);
+        float _S191 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S192 = (&(result_2)[_S190]);
         if(accumulate_1)
         {
-            _S170 = *(&(result_2)[_S189]) + _S190;
+            _S171 = *(&(result_2)[_S190]) + _S191;
         }
         else
         {
-            _S170 = _S190;
+            _S171 = _S191;
         }
-        *_S191 = _S170;
+        *_S192 = _S171;
     }
-    uint _S192 = _S166 / 4U;
-    uint _S193 = _S188 + 1U;
+    uint _S193 = _S167 / 4U;
+    uint _S194 = _S189 + 1U;
     if(whole_0)
     {
-        _S169 = true;
+        _S170 = true;
     }
     else
     {
-        if((place_0->row_4 + _S192) < (place_0->rows_3))
+        if((place_0->row_4 + _S193) < (place_0->rows_3))
         {
-            _S169 = (place_0->column_3 + _S193) < (place_0->columns_2);
+            _S170 = (place_0->column_3 + _S194) < (place_0->columns_2);
         }
         else
         {
-            _S169 = false;
+            _S170 = false;
         }
     }
-    if(_S169)
+    if(_S170)
     {
-        uint _S194 = Place_at_0(place_0, _S192, _S193);
-        float _S195 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S196 = (&(result_2)[_S194]);
+        uint _S195 = Place_at_0(place_0, _S193, _S194);
+        float _S196 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S197 = (&(result_2)[_S195]);
         if(accumulate_1)
         {
-            _S170 = *(&(result_2)[_S194]) + _S195;
+            _S171 = *(&(result_2)[_S195]) + _S196;
         }
         else
         {
-            _S170 = _S195;
+            _S171 = _S196;
         }
-        *_S196 = _S170;
+        *_S197 = _S171;
     }
-    uint _S197 = _S166 / 4U + 8U;
+    uint _S198 = _S167 / 4U + 8U;
     if(whole_0)
     {
-        _S169 = true;
+        _S170 = true;
     }
     else
     {
-        if((place_0->row_4 + _S197) < (place_0->rows_3))
+        if((place_0->row_4 + _S198) < (place_0->rows_3))
         {
-            _S169 = (place_0->column_3 + _S188) < (place_0->columns_2);
+            _S170 = (place_0->column_3 + _S189) < (place_0->columns_2);
         }
         else
         {
-            _S169 = false;
+            _S170 = false;
         }
     }
-    if(_S169)
+    if(_S170)
     {
-        uint _S198 = Place_at_0(place_0, _S197, _S188);
-        float _S199 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S200 = (&(result_2)[_S198]);
+        uint _S199 = Place_at_0(place_0, _S198, _S189);
+        float _S200 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S201 = (&(result_2)[_S199]);
         if(accumulate_1)
         {
-            _S170 = *(&(result_2)[_S198]) + _S199;
+            _S171 = *(&(result_2)[_S199]) + _S200;
         }
         else
         {
-            _S170 = _S199;
+            _S171 = _S200;
         }
-        *_S200 = _S170;
+        *_S201 = _S171;
     }
-    uint _S201 = _S166 / 4U + 8U;
+    uint _S202 = _S167 / 4U + 8U;
     if(whole_0)
     {
-        _S169 = true;
+        _S170 = true;
     }
     else
     {
-        if((place_0->row_4 + _S201) < (place_0->rows_3))
+        if((place_0->row_4 + _S202) < (place_0->rows_3))
         {
-            _S169 = (place_0->column_3 + _S193) < (place_0->columns_2);
+            _S170 = (place_0->column_3 + _S194) < (place_0->columns_2);
         }
         else
         {
-            _S169 = false;
+            _S170 = false;
         }
     }
-    if(_S169)
+    if(_S170)
     {
-        uint _S202 = Place_at_0(place_0, _S201, _S193);
-        float _S203 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S204 = (&(result_2)[_S202]);
+        uint _S203 = Place_at_0(place_0, _S202, _S194);
+        float _S204 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S205 = (&(result_2)[_S203]);
         if(accumulate_1)
         {
-            _S170 = *(&(result_2)[_S202]) + _S203;
+            _S171 = *(&(result_2)[_S203]) + _S204;
         }
         else
         {
-            _S170 = _S203;
+            _S171 = _S204;
         }
-        *_S204 = _S170;
+        *_S205 = _S171;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S205 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S206 = (_S205 + 128U - 1U) / 128U;
-    uint _S207 = group_number_0(group_1);
-    uint _S208 = p_1->n_0;
-    if(_S207 >= (_S206 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S206 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S207 = (_S206 + 128U - 1U) / 128U;
+    uint _S208 = group_number_0(group_1);
+    uint _S209 = p_1->n_0;
+    if(_S208 >= (_S207 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S209 = _S207 % _S206;
-    uint _S210 = _S209 * 128U;
-    uint _S211 = _S207 / _S206;
-    uint _S212 = _S211 * 128U;
-    uint _S213 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S214 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S215 = thread_1 / 4U;
-    uint _S216 = thread_1 % 4U;
+    uint _S210 = _S208 % _S207;
+    uint _S211 = _S210 * 128U;
+    uint _S212 = _S208 / _S207;
+    uint _S213 = _S212 * 128U;
+    uint _S214 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S215 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S216 = thread_1 / 4U;
+    uint _S217 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S210;
-    (&operands_0)->side_0 = _S212;
-    (&operands_0)->rows_1 = _S205;
+    (&operands_0)->top_0 = _S211;
+    (&operands_0)->side_0 = _S213;
+    (&operands_0)->rows_1 = _S206;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S217 = no_sums_0();
-    sums_3[0U][0U] = _S217;
-    sums_3[0U][1U] = _S217;
-    sums_3[0U][2U] = _S217;
-    sums_3[0U][3U] = _S217;
-    sums_3[1U][0U] = _S217;
-    sums_3[1U][1U] = _S217;
-    sums_3[1U][2U] = _S217;
-    sums_3[1U][3U] = _S217;
-    sums_3[2U][0U] = _S217;
-    sums_3[2U][1U] = _S217;
-    sums_3[2U][2U] = _S217;
-    sums_3[2U][3U] = _S217;
-    sums_3[3U][0U] = _S217;
-    sums_3[3U][1U] = _S217;
-    sums_3[3U][2U] = _S217;
-    sums_3[3U][3U] = _S217;
-    Operands_0 _S218 = operands_0;
-    Parts_0 _S219 = Operands_load_0(&_S218, 0U, _S215, _S216);
+    Sums_0 _S218 = no_sums_0();
+    sums_3[0U][0U] = _S218;
+    sums_3[0U][1U] = _S218;
+    sums_3[0U][2U] = _S218;
+    sums_3[0U][3U] = _S218;
+    sums_3[1U][0U] = _S218;
+    sums_3[1U][1U] = _S218;
+    sums_3[1U][2U] = _S218;
+    sums_3[1U][3U] = _S218;
+    sums_3[2U][0U] = _S218;
+    sums_3[2U][1U] = _S218;
+    sums_3[2U][2U] = _S218;
+    sums_3[2U][3U] = _S218;
+    sums_3[3U][0U] = _S218;
+    sums_3[3U][1U] = _S218;
+    sums_3[3U][2U] = _S218;
+    sums_3[3U][3U] = _S218;
+    Operands_0 _S219 = operands_0;
+    Parts_0 _S220 = Operands_load_0(&_S219, 0U, _S216, _S217);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S219;
+    Parts_0 parts_1 = _S220;
     for(;;)
     {
-        uint _S220 = p_1->k_0;
+        uint _S221 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -799,205 +805,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S221 = parts_1;
-        Parts_store_0(&_S221, _S215, _S216);
+        Parts_0 _S222 = parts_1;
+        Parts_store_0(&_S222, _S216, _S217);
         __syncthreads();
-        uint _S222 = begin_1 + 32U;
-        uint _S223 = (U32_min((_S222), (_S220 - 32U)));
-        Operands_0 _S224 = operands_0;
-        Parts_0 _S225 = Operands_load_0(&_S224, _S223, _S215, _S216);
-        multiply_0(&sums_3, _S213, _S214, thread_1 % 32U);
+        uint _S223 = begin_1 + 32U;
+        uint _S224 = (U32_min((_S223), (_S221 - 32U)));
+        Operands_0 _S225 = operands_0;
+        Parts_0 _S226 = Operands_load_0(&_S225, _S224, _S216, _S217);
+        multiply_0(&sums_3, _S214, _S215, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S222;
-        parts_1 = _S225;
+        begin_1 = _S223;
+        parts_1 = _S226;
     }
-    bool _S226;
-    if((_S210 + 128U) <= _S205)
+    bool _S227;
+    if((_S211 + 128U) <= _S206)
     {
-        _S226 = (_S212 + 128U) <= _S208;
+        _S227 = (_S213 + 128U) <= _S209;
     }
     else
     {
-        _S226 = false;
+        _S227 = false;
     }
     Place_0 place_1;
-    uint _S227 = _S210 + _S213;
-    (&place_1)->row_4 = _S227;
-    uint _S228 = _S212 + _S214;
-    (&place_1)->column_3 = _S228;
-    (&place_1)->rows_3 = _S205;
-    (&place_1)->columns_2 = _S208;
-    uint _S229 = p_1->out_offset_0;
+    uint _S228 = _S211 + _S214;
+    (&place_1)->row_4 = _S228;
+    uint _S229 = _S213 + _S215;
+    (&place_1)->column_3 = _S229;
+    (&place_1)->rows_3 = _S206;
+    (&place_1)->columns_2 = _S209;
+    uint _S230 = p_1->out_offset_0;
     (&place_1)->offset_6 = p_1->out_offset_0;
-    uint _S230 = p_1->out_stride_0;
+    uint _S231 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S231 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S232 = sums_3[0U][0U];
-    Place_0 _S233 = place_1;
-    write_0(&_S232, 16.0f, result_3, &_S233, _S231, _S226, thread_1);
+    bool _S232 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S233 = sums_3[0U][0U];
+    Place_0 _S234 = place_1;
+    write_0(&_S233, 16.0f, result_3, &_S234, _S232, _S227, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S227;
-    uint _S234 = _S228 + 16U;
-    (&place_2)->column_3 = _S234;
-    (&place_2)->rows_3 = _S205;
-    (&place_2)->columns_2 = _S208;
-    (&place_2)->offset_6 = _S229;
-    (&place_2)->stride_0 = _S230;
-    Sums_0 _S235 = sums_3[0U][1U];
-    Place_0 _S236 = place_2;
-    write_0(&_S235, 16.0f, result_3, &_S236, _S231, _S226, thread_1);
+    (&place_2)->row_4 = _S228;
+    uint _S235 = _S229 + 16U;
+    (&place_2)->column_3 = _S235;
+    (&place_2)->rows_3 = _S206;
+    (&place_2)->columns_2 = _S209;
+    (&place_2)->offset_6 = _S230;
+    (&place_2)->stride_0 = _S231;
+    Sums_0 _S236 = sums_3[0U][1U];
+    Place_0 _S237 = place_2;
+    write_0(&_S236, 16.0f, result_3, &_S237, _S232, _S227, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S227;
-    uint _S237 = _S228 + 32U;
-    (&place_3)->column_3 = _S237;
-    (&place_3)->rows_3 = _S205;
-    (&place_3)->columns_2 = _S208;
-    (&place_3)->offset_6 = _S229;
-    (&place_3)->stride_0 = _S230;
-    Sums_0 _S238 = sums_3[0U][2U];
-    Place_0 _S239 = place_3;
-    write_0(&_S238, 16.0f, result_3, &_S239, _S231, _S226, thread_1);
+    (&place_3)->row_4 = _S228;
+    uint _S238 = _S229 + 32U;
+    (&place_3)->column_3 = _S238;
+    (&place_3)->rows_3 = _S206;
+    (&place_3)->columns_2 = _S209;
+    (&place_3)->offset_6 = _S230;
+    (&place_3)->stride_0 = _S231;
+    Sums_0 _S239 = sums_3[0U][2U];
+    Place_0 _S240 = place_3;
+    write_0(&_S239, 16.0f, result_3, &_S240, _S232, _S227, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S227;
-    uint _S240 = _S228 + 48U;
-    (&place_4)->column_3 = _S240;
-    (&place_4)->rows_3 = _S205;
-    (&place_4)->columns_2 = _S208;
-    (&place_4)->offset_6 = _S229;
-    (&place_4)->stride_0 = _S230;
-    Sums_0 _S241 = sums_3[0U][3U];
-    Place_0 _S242 = place_4;
-    write_0(&_S241, 16.0f, result_3, &_S242, _S231, _S226, thread_1);
+    (&place_4)->row_4 = _S228;
+    uint _S241 = _S229 + 48U;
+    (&place_4)->column_3 = _S241;
+    (&place_4)->rows_3 = _S206;
+    (&place_4)->columns_2 = _S209;
+    (&place_4)->offset_6 = _S230;
+    (&place_4)->stride_0 = _S231;
+    Sums_0 _S242 = sums_3[0U][3U];
+    Place_0 _S243 = place_4;
+    write_0(&_S242, 16.0f, result_3, &_S243, _S232, _S227, thread_1);
     Place_0 place_5;
-    uint _S243 = _S227 + 16U;
-    (&place_5)->row_4 = _S243;
-    (&place_5)->column_3 = _S228;
-    (&place_5)->rows_3 = _S205;
-    (&place_5)->columns_2 = _S208;
-    (&place_5)->offset_6 = _S229;
-    (&place_5)->stride_0 = _S230;
-    Sums_0 _S244 = sums_3[1U][0U];
-    Place_0 _S245 = place_5;
-    write_0(&_S244, 16.0f, result_3, &_S245, _S231, _S226, thread_1);
+    uint _S244 = _S228 + 16U;
+    (&place_5)->row_4 = _S244;
+    (&place_5)->column_3 = _S229;
+    (&place_5)->rows_3 = _S206;
+    (&place_5)->columns_2 = _S209;
+    (&place_5)->offset_6 = _S230;
+    (&place_5)->stride_0 = _S231;
+    Sums_0 _S245 = sums_3[1U][0U];
+    Place_0 _S246 = place_5;
+    write_0(&_S245, 16.0f, result_3, &_S246, _S232, _S227, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S243;
-    (&place_6)->column_3 = _S234;
-    (&place_6)->rows_3 = _S205;
-    (&place_6)->columns_2 = _S208;
-    (&place_6)->offset_6 = _S229;
-    (&place_6)->stride_0 = _S230;
-    Sums_0 _S246 = sums_3[1U][1U];
-    Place_0 _S247 = place_6;
-    write_0(&_S246, 16.0f, result_3, &_S247, _S231, _S226, thread_1);
+    (&place_6)->row_4 = _S244;
+    (&place_6)->column_3 = _S235;
+    (&place_6)->rows_3 = _S206;
+    (&place_6)->columns_2 = _S209;
+    (&place_6)->offset_6 = _S230;
+    (&place_6)->stride_0 = _S231;
+    Sums_0 _S247 = sums_3[1U][1U];
+    Place_0 _S248 = place_6;
+    write_0(&_S247, 16.0f, result_3, &_S248, _S232, _S227, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S243;
-    (&place_7)->column_3 = _S237;
-    (&place_7)->rows_3 = _S205;
-    (&place_7)->columns_2 = _S208;
-    (&place_7)->offset_6 = _S229;
-    (&place_7)->stride_0 = _S230;
-    Sums_0 _S248 = sums_3[1U][2U];
-    Place_0 _S249 = place_7;
-    write_0(&_S248, 16.0f, result_3, &_S249, _S231, _S226, thread_1);
+    (&place_7)->row_4 = _S244;
+    (&place_7)->column_3 = _S238;
+    (&place_7)->rows_3 = _S206;
+    (&place_7)->columns_2 = _S209;
+    (&place_7)->offset_6 = _S230;
+    (&place_7)->stride_0 = _S231;
+    Sums_0 _S249 = sums_3[1U][2U];
+    Place_0 _S250 = place_7;
+    write_0(&_S249, 16.0f, result_3, &_S250, _S232, _S227, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S243;
-    (&place_8)->column_3 = _S240;
-    (&place_8)->rows_3 = _S205;
-    (&place_8)->columns_2 = _S208;
-    (&place_8)->offset_6 = _S229;
-    (&place_8)->stride_0 = _S230;
-    Sums_0 _S250 = sums_3[1U][3U];
-    Place_0 _S251 = place_8;
-    write_0(&_S250, 16.0f, result_3, &_S251, _S231, _S226, thread_1);
+    (&place_8)->row_4 = _S244;
+    (&place_8)->column_3 = _S241;
+    (&place_8)->rows_3 = _S206;
+    (&place_8)->columns_2 = _S209;
+    (&place_8)->offset_6 = _S230;
+    (&place_8)->stride_0 = _S231;
+    Sums_0 _S251 = sums_3[1U][3U];
+    Place_0 _S252 = place_8;
+    write_0(&_S251, 16.0f, result_3, &_S252, _S232, _S227, thread_1);
     Place_0 place_9;
-    uint _S252 = _S227 + 32U;
-    (&place_9)->row_4 = _S252;
-    (&place_9)->column_3 = _S228;
-    (&place_9)->rows_3 = _S205;
-    (&place_9)->columns_2 = _S208;
-    (&place_9)->offset_6 = _S229;
-    (&place_9)->stride_0 = _S230;
-    Sums_0 _S253 = sums_3[2U][0U];
-    Place_0 _S254 = place_9;
-    write_0(&_S253, 16.0f, result_3, &_S254, _S231, _S226, thread_1);
+    uint _S253 = _S228 + 32U;
+    (&place_9)->row_4 = _S253;
+    (&place_9)->column_3 = _S229;
+    (&place_9)->rows_3 = _S206;
+    (&place_9)->columns_2 = _S209;
+    (&place_9)->offset_6 = _S230;
+    (&place_9)->stride_0 = _S231;
+    Sums_0 _S254 = sums_3[2U][0U];
+    Place_0 _S255 = place_9;
+    write_0(&_S254, 16.0f, result_3, &_S255, _S232, _S227, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S252;
-    (&place_10)->column_3 = _S234;
-    (&place_10)->rows_3 = _S205;
-    (&place_10)->columns_2 = _S208;
-    (&place_10)->offset_6 = _S229;
-    (&place_10)->stride_0 = _S230;
-    Sums_0 _S255 = sums_3[2U][1U];
-    Place_0 _S256 = place_10;
-    write_0(&_S255, 16.0f, result_3, &_S256, _S231, _S226, thread_1);
+    (&place_10)->row_4 = _S253;
+    (&place_10)->column_3 = _S235;
+    (&place_10)->rows_3 = _S206;
+    (&place_10)->columns_2 = _S209;
+    (&place_10)->offset_6 = _S230;
+    (&place_10)->stride_0 = _S231;
+    Sums_0 _S256 = sums_3[2U][1U];
+    Place_0 _S257 = place_10;
+    write_0(&_S256, 16.0f, result_3, &_S257, _S232, _S227, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S252;
-    (&place_11)->column_3 = _S237;
-    (&place_11)->rows_3 = _S205;
-    (&place_11)->columns_2 = _S208;
-    (&place_11)->offset_6 = _S229;
-    (&place_11)->stride_0 = _S230;
-    Sums_0 _S257 = sums_3[2U][2U];
-    Place_0 _S258 = place_11;
-    write_0(&_S257, 16.0f, result_3, &_S258, _S231, _S226, thread_1);
+    (&place_11)->row_4 = _S253;
+    (&place_11)->column_3 = _S238;
+    (&place_11)->rows_3 = _S206;
+    (&place_11)->columns_2 = _S209;
+    (&place_11)->offset_6 = _S230;
+    (&place_11)->stride_0 = _S231;
+    Sums_0 _S258 = sums_3[2U][2U];
+    Place_0 _S259 = place_11;
+    write_0(&_S258, 16.0f, result_3, &_S259, _S232, _S227, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S252;
-    (&place_12)->column_3 = _S240;
-    (&place_12)->rows_3 = _S205;
-    (&place_12)->columns_2 = _S208;
-    (&place_12)->offset_6 = _S229;
-    (&place_12)->stride_0 = _S230;
-    Sums_0 _S259 = sums_3[2U][3U];
-    Place_0 _S260 = place_12;
-    write_0(&_S259, 16.0f, result_3, &_S260, _S231, _S226, thread_1);
+    (&place_12)->row_4 = _S253;
+    (&place_12)->column_3 = _S241;
+    (&place_12)->rows_3 = _S206;
+    (&place_12)->columns_2 = _S209;
+    (&place_12)->offset_6 = _S230;
+    (&place_12)->stride_0 = _S231;
+    Sums_0 _S260 = sums_3[2U][3U];
+    Place_0 _S261 = place_12;
+    write_0(&_S260, 16.0f, result_3, &_S261, _S232, _S227, thread_1);
     Place_0 place_13;
-    uint _S261 = _S227 + 48U;
-    (&place_13)->row_4 = _S261;
-    (&place_13)->column_3 = _S228;
-    (&place_13)->rows_3 = _S205;
-    (&place_13)->columns_2 = _S208;
-    (&place_13)->offset_6 = _S229;
-    (&place_13)->stride_0 = _S230;
-    Sums_0 _S262 = sums_3[3U][0U];
-    Place_0 _S263 = place_13;
-    write_0(&_S262, 16.0f, result_3, &_S263, _S231, _S226, thread_1);
+    uint _S262 = _S228 + 48U;
+    (&place_13)->row_4 = _S262;
+    (&place_13)->column_3 = _S229;
+    (&place_13)->rows_3 = _S206;
+    (&place_13)->columns_2 = _S209;
+    (&place_13)->offset_6 = _S230;
+    (&place_13)->stride_0 = _S231;
+    Sums_0 _S263 = sums_3[3U][0U];
+    Place_0 _S264 = place_13;
+    write_0(&_S263, 16.0f, result_3, &_S264, _S232, _S227, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S261;
-    (&place_14)->column_3 = _S234;
-    (&place_14)->rows_3 = _S205;
-    (&place_14)->columns_2 = _S208;
-    (&place_14)->offset_6 = _S229;
-    (&place_14)->stride_0 = _S230;
-    Sums_0 _S264 = sums_3[3U][1U];
-    Place_0 _S265 = place_14;
-    write_0(&_S264, 16.0f, result_3, &_S265, _S231, _S226, thread_1);
+    (&place_14)->row_4 = _S262;
+    (&place_14)->column_3 = _S235;
+    (&place_14)->rows_3 = _S206;
+    (&place_14)->columns_2 = _S209;
+    (&place_14)->offset_6 = _S230;
+    (&place_14)->stride_0 = _S231;
+    Sums_0 _S265 = sums_3[3U][1U];
+    Place_0 _S266 = place_14;
+    write_0(&_S265, 16.0f, result_3, &_S266, _S232, _S227, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S261;
-    (&place_15)->column_3 = _S237;
-    (&place_15)->rows_3 = _S205;
-    (&place_15)->columns_2 = _S208;
-    (&place_15)->offset_6 = _S229;
-    (&place_15)->stride_0 = _S230;
-    Sums_0 _S266 = sums_3[3U][2U];
-    Place_0 _S267 = place_15;
-    write_0(&_S266, 16.0f, result_3, &_S267, _S231, _S226, thread_1);
+    (&place_15)->row_4 = _S262;
+    (&place_15)->column_3 = _S238;
+    (&place_15)->rows_3 = _S206;
+    (&place_15)->columns_2 = _S209;
+    (&place_15)->offset_6 = _S230;
+    (&place_15)->stride_0 = _S231;
+    Sums_0 _S267 = sums_3[3U][2U];
+    Place_0 _S268 = place_15;
+    write_0(&_S267, 16.0f, result_3, &_S268, _S232, _S227, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S261;
-    (&place_16)->column_3 = _S240;
-    (&place_16)->rows_3 = _S205;
-    (&place_16)->columns_2 = _S208;
-    (&place_16)->offset_6 = _S229;
-    (&place_16)->stride_0 = _S230;
-    Sums_0 _S268 = sums_3[3U][3U];
-    Place_0 _S269 = place_16;
-    write_0(&_S268, 16.0f, result_3, &_S269, _S231, _S226, thread_1);
+    (&place_16)->row_4 = _S262;
+    (&place_16)->column_3 = _S241;
+    (&place_16)->rows_3 = _S206;
+    (&place_16)->columns_2 = _S209;
+    (&place_16)->offset_6 = _S230;
+    (&place_16)->stride_0 = _S231;
+    Sums_0 _S269 = sums_3[3U][3U];
+    Place_0 _S270 = place_16;
+    write_0(&_S269, 16.0f, result_3, &_S270, _S232, _S227, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q6_k(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S270 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S271 = p_2;
-    gemm_0(blockIdx, _S270, x_5, weight_2, result_4, batch_2, &_S271);
+    uint _S271 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S272 = p_2;
+    gemm_0(blockIdx, _S271, x_5, weight_2, result_4, batch_2, &_S272);
     return;
 }

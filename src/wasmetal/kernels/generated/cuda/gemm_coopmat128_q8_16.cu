@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
@@ -107,27 +113,27 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = (row_0 + 64U) * 5U;
-    uint _S15 = _S14 + eight_0;
-    uint4  _S16 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
-    put_0(_S15, _S16);
-    uint _S17 = (row_0 + 96U) * 5U;
-    uint _S18 = _S17 + eight_0;
-    uint4  _S19 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
-    put_0(_S18, _S19);
-    uint _S20 = 8U * eight_0;
-    put_0(640U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S20));
-    put_0(640U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S20));
-    put_0(640U + _S14 + eight_0, Others_decode_0(this_0->right_0[2U], _S20));
-    put_0(640U + _S17 + eight_0, Others_decode_0(this_0->right_0[3U], _S20));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = (row_0 + 64U) * 5U;
+    uint _S16 = _S15 + eight_0;
+    uint4  _S17 = scaled_halves_0(this_0->left_0[2U][int(0)], this_0->left_0[2U][int(1)]);
+    put_0(_S16, _S17);
+    uint _S18 = (row_0 + 96U) * 5U;
+    uint _S19 = _S18 + eight_0;
+    uint4  _S20 = scaled_halves_0(this_0->left_0[3U][int(0)], this_0->left_0[3U][int(1)]);
+    put_0(_S19, _S20);
+    uint _S21 = 8U * eight_0;
+    put_0(640U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S21));
+    put_0(640U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S21));
+    put_0(640U + _S15 + eight_0, Others_decode_0(this_0->right_0[2U], _S21));
+    put_0(640U + _S18 + eight_0, Others_decode_0(this_0->right_0[3U], _S21));
     return;
 }
 
@@ -163,89 +169,89 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ float4  bytes_0(uint word_1)
 {
-    int4  _S21 = make_int4 (int(word_1 << int(24)), int(word_1 << int(16)), int(word_1 << int(8)), int(word_1)) >> make_int4 (int(24));
-    float4  _S22 = make_float4 ((float)_S21.x, (float)_S21.y, (float)_S21.z, (float)_S21.w);
-    return _S22;
+    int4  _S22 = make_int4 (int(word_1 << int(24)), int(word_1 << int(16)), int(word_1 << int(8)), int(word_1)) >> make_int4 (int(24));
+    float4  _S23 = make_float4 ((float)_S22.x, (float)_S22.y, (float)_S22.z, (float)_S22.w);
+    return _S23;
 }
 
 __device__ float4  Q8_16_four_0(StructuredBuffer<uint> words_0, uint offset_0, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S23 = offset_0 + (row_1 * (columns_0 / 32U) + column_1 / 32U) * 10U;
-    uint _S24 = __ldg((&(words_0)[_S23]));
-    float2  _S25 = halves_0(_S24);
-    uint _S26 = __ldg((&(words_0)[_S23 + 1U]));
-    uint _S27 = column_1 % 32U;
-    float2  _S28 = _S25 * float2 {bytes_0(_S26 >> (_S27 / 16U * 8U)).x, bytes_0(_S26 >> (_S27 / 16U * 8U)).z};
-    float _S29 = _S28.x;
-    uint _S30 = __ldg((&(words_0)[_S23 + 2U + _S27 / 4U]));
-    return make_float4 (_S29) * bytes_0(_S30) - make_float4 (_S28.y);
+    uint _S24 = offset_0 + (row_1 * (columns_0 / 32U) + column_1 / 32U) * 10U;
+    uint _S25 = __ldg((&(words_0)[_S24]));
+    float2  _S26 = halves_0(_S25);
+    uint _S27 = __ldg((&(words_0)[_S24 + 1U]));
+    uint _S28 = column_1 % 32U;
+    float2  _S29 = _S26 * float2 {bytes_0(_S27 >> (_S28 / 16U * 8U)).x, bytes_0(_S27 >> (_S28 / 16U * 8U)).z};
+    float _S30 = _S29.x;
+    uint _S31 = __ldg((&(words_0)[_S24 + 2U + _S28 / 4U]));
+    return make_float4 (_S30) * bytes_0(_S31) - make_float4 (_S29.y);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S31 = eight_halves_0(Q8_16_four_0(words_1, offset_1, columns_1, row_2, column_2), Q8_16_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
-    return _S31;
+    uint4  _S32 = eight_halves_0(Q8_16_four_0(words_1, offset_1, columns_1, row_2, column_2), Q8_16_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
+    return _S32;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S32 = (&this_1->p_0)->x_offset_0;
-    uint _S33 = this_1->top_0 + row_3;
-    uint _S34 = this_1->rows_1 - 1U;
-    uint _S35 = (&this_1->p_0)->x_stride_0;
-    uint _S36 = 2U * eight_1;
-    uint _S37 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S33), (_S34))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S36;
+    uint _S33 = (&this_1->p_0)->x_offset_0;
+    uint _S34 = this_1->top_0 + row_3;
+    uint _S35 = this_1->rows_1 - 1U;
+    uint _S36 = (&this_1->p_0)->x_stride_0;
+    uint _S37 = 2U * eight_1;
+    uint _S38 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S34), (_S35))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S37;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S38 = this_1->x_3;
-    float4  _S39 = __ldg((&(this_1->x_3)[_S37]));
-    float4  _S40 = __ldg((&(_S38)[_S37 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S39;
-    (&parts_0)->left_0[0U][int(1)] = _S40;
-    uint _S41 = (_S32 + (U32_min((_S33 + 32U), (_S34))) * _S35 + begin_0) / 4U + _S36;
-    float4  _S42 = __ldg((&(_S38)[_S41]));
-    float4  _S43 = __ldg((&(_S38)[_S41 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S42;
-    (&parts_0)->left_0[1U][int(1)] = _S43;
-    uint _S44 = (_S32 + (U32_min((_S33 + 64U), (_S34))) * _S35 + begin_0) / 4U + _S36;
-    float4  _S45 = __ldg((&(_S38)[_S44]));
-    float4  _S46 = __ldg((&(_S38)[_S44 + 1U]));
-    (&parts_0)->left_0[2U][int(0)] = _S45;
-    (&parts_0)->left_0[2U][int(1)] = _S46;
-    uint _S47 = (_S32 + (U32_min((_S33 + 96U), (_S34))) * _S35 + begin_0) / 4U + _S36;
-    float4  _S48 = __ldg((&(_S38)[_S47]));
-    float4  _S49 = __ldg((&(_S38)[_S47 + 1U]));
-    (&parts_0)->left_0[3U][int(0)] = _S48;
-    (&parts_0)->left_0[3U][int(1)] = _S49;
-    uint _S50 = this_1->side_0 + row_3;
-    uint _S51 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S52 = this_1->weight_0;
-    uint _S53 = (&this_1->p_0)->weight_offset_0;
-    uint _S54 = (&this_1->p_0)->k_0;
-    uint _S55 = begin_0 + 8U * eight_1;
-    uint4  _S56 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S50), (_S51))), _S55);
-    (&parts_0)->right_0[0U] = _S56;
-    uint4  _S57 = Others_fetch_0(_S52, _S53, _S54, (U32_min((_S50 + 32U), (_S51))), _S55);
-    (&parts_0)->right_0[1U] = _S57;
-    uint4  _S58 = Others_fetch_0(_S52, _S53, _S54, (U32_min((_S50 + 64U), (_S51))), _S55);
-    (&parts_0)->right_0[2U] = _S58;
-    uint4  _S59 = Others_fetch_0(_S52, _S53, _S54, (U32_min((_S50 + 96U), (_S51))), _S55);
-    (&parts_0)->right_0[3U] = _S59;
+    StructuredBuffer<float4 > _S39 = this_1->x_3;
+    float4  _S40 = __ldg((&(this_1->x_3)[_S38]));
+    float4  _S41 = __ldg((&(_S39)[_S38 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S40;
+    (&parts_0)->left_0[0U][int(1)] = _S41;
+    uint _S42 = (_S33 + (U32_min((_S34 + 32U), (_S35))) * _S36 + begin_0) / 4U + _S37;
+    float4  _S43 = __ldg((&(_S39)[_S42]));
+    float4  _S44 = __ldg((&(_S39)[_S42 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S43;
+    (&parts_0)->left_0[1U][int(1)] = _S44;
+    uint _S45 = (_S33 + (U32_min((_S34 + 64U), (_S35))) * _S36 + begin_0) / 4U + _S37;
+    float4  _S46 = __ldg((&(_S39)[_S45]));
+    float4  _S47 = __ldg((&(_S39)[_S45 + 1U]));
+    (&parts_0)->left_0[2U][int(0)] = _S46;
+    (&parts_0)->left_0[2U][int(1)] = _S47;
+    uint _S48 = (_S33 + (U32_min((_S34 + 96U), (_S35))) * _S36 + begin_0) / 4U + _S37;
+    float4  _S49 = __ldg((&(_S39)[_S48]));
+    float4  _S50 = __ldg((&(_S39)[_S48 + 1U]));
+    (&parts_0)->left_0[3U][int(0)] = _S49;
+    (&parts_0)->left_0[3U][int(1)] = _S50;
+    uint _S51 = this_1->side_0 + row_3;
+    uint _S52 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S53 = this_1->weight_0;
+    uint _S54 = (&this_1->p_0)->weight_offset_0;
+    uint _S55 = (&this_1->p_0)->k_0;
+    uint _S56 = begin_0 + 8U * eight_1;
+    uint4  _S57 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S51), (_S52))), _S56);
+    (&parts_0)->right_0[0U] = _S57;
+    uint4  _S58 = Others_fetch_0(_S53, _S54, _S55, (U32_min((_S51 + 32U), (_S52))), _S56);
+    (&parts_0)->right_0[1U] = _S58;
+    uint4  _S59 = Others_fetch_0(_S53, _S54, _S55, (U32_min((_S51 + 64U), (_S52))), _S56);
+    (&parts_0)->right_0[2U] = _S59;
+    uint4  _S60 = Others_fetch_0(_S53, _S54, _S55, (U32_min((_S51 + 96U), (_S52))), _S56);
+    (&parts_0)->right_0[3U] = _S60;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_2)
 {
-    uint _S60;
+    uint _S61;
     if(offset_2 == 4294967295U)
     {
-        _S60 = rows_2;
+        _S61 = rows_2;
     }
     else
     {
-        uint _S61 = __ldg((&(batch_0)[offset_2]));
-        _S60 = (U32_min(((U32_max((_S61), (first_0))) - first_0), (rows_2)));
+        uint _S62 = __ldg((&(batch_0)[offset_2]));
+        _S61 = (U32_min(((U32_max((_S62), (first_0))) - first_0), (rows_2)));
     }
-    return _S60;
+    return _S61;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -260,177 +266,177 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S62;
-    (&_S62)->halves_1 = *halves_2;
-    return _S62;
+    Sums_0 _S63;
+    (&_S63)->halves_1 = *halves_2;
+    return _S63;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S63 = make_int4 (int(0));
-    float4  _S64 = make_float4 ((float)_S63.x, (float)_S63.y, (float)_S63.z, (float)_S63.w);
-    FixedArray<float4 , 2>  _S65;
-    _S65[int(0)] = _S64;
-    _S65[int(1)] = _S64;
-    Sums_0 _S66 = Sums_x24init_0(&_S65);
-    return _S66;
+    int4  _S64 = make_int4 (int(0));
+    float4  _S65 = make_float4 ((float)_S64.x, (float)_S64.y, (float)_S64.z, (float)_S64.w);
+    FixedArray<float4 , 2>  _S66;
+    _S66[int(0)] = _S65;
+    _S66[int(1)] = _S65;
+    Sums_0 _S67 = Sums_x24init_0(&_S66);
+    return _S67;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S67 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S67;
+    uint4  _S68 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S68;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S68 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S68;
+    uint4  _S69 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S69;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S69 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S70 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S71;
-    _S71[int(0)] = _S69;
-    _S71[int(1)] = _S70;
-    Sums_0 _S72 = Sums_x24init_0(&_S71);
-    return _S72;
+    float4  _S70 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S71 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S72;
+    _S72[int(0)] = _S70;
+    _S72[int(1)] = _S71;
+    Sums_0 _S73 = Sums_x24init_0(&_S72);
+    return _S73;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S73 = 640U + across_0 * 5U;
-    uint4  _S74 = load_right_0(_S73, lane_2);
-    right_2[0U] = _S74;
-    uint _S75 = 640U + (across_0 + 16U) * 5U;
-    uint4  _S76 = load_right_0(_S75, lane_2);
-    right_2[1U] = _S76;
-    uint _S77 = 640U + (across_0 + 32U) * 5U;
-    uint4  _S78 = load_right_0(_S77, lane_2);
-    right_2[2U] = _S78;
-    uint _S79 = 640U + (across_0 + 48U) * 5U;
-    uint4  _S80 = load_right_0(_S79, lane_2);
-    right_2[3U] = _S80;
-    uint _S81 = down_0 * 5U;
-    uint4  _S82 = load_left_0(_S81, lane_2);
-    Sums_0 _S83 = (*sums_1)[0U][0U];
-    Sums_0 _S84 = multiply_add_0(_S82, _S74, &_S83);
-    (*sums_1)[0U][0U] = _S84;
-    Sums_0 _S85 = (*sums_1)[0U][1U];
-    Sums_0 _S86 = multiply_add_0(_S82, _S76, &_S85);
-    (*sums_1)[0U][1U] = _S86;
-    Sums_0 _S87 = (*sums_1)[0U][2U];
-    Sums_0 _S88 = multiply_add_0(_S82, _S78, &_S87);
-    (*sums_1)[0U][2U] = _S88;
-    Sums_0 _S89 = (*sums_1)[0U][3U];
-    Sums_0 _S90 = multiply_add_0(_S82, _S80, &_S89);
-    (*sums_1)[0U][3U] = _S90;
-    uint _S91 = (down_0 + 16U) * 5U;
-    uint4  _S92 = load_left_0(_S91, lane_2);
-    Sums_0 _S93 = (*sums_1)[1U][0U];
-    Sums_0 _S94 = multiply_add_0(_S92, _S74, &_S93);
-    (*sums_1)[1U][0U] = _S94;
-    Sums_0 _S95 = (*sums_1)[1U][1U];
-    Sums_0 _S96 = multiply_add_0(_S92, _S76, &_S95);
-    (*sums_1)[1U][1U] = _S96;
-    Sums_0 _S97 = (*sums_1)[1U][2U];
-    Sums_0 _S98 = multiply_add_0(_S92, _S78, &_S97);
-    (*sums_1)[1U][2U] = _S98;
-    Sums_0 _S99 = (*sums_1)[1U][3U];
-    Sums_0 _S100 = multiply_add_0(_S92, _S80, &_S99);
-    (*sums_1)[1U][3U] = _S100;
-    uint _S101 = (down_0 + 32U) * 5U;
-    uint4  _S102 = load_left_0(_S101, lane_2);
-    Sums_0 _S103 = (*sums_1)[2U][0U];
-    Sums_0 _S104 = multiply_add_0(_S102, _S74, &_S103);
-    (*sums_1)[2U][0U] = _S104;
-    Sums_0 _S105 = (*sums_1)[2U][1U];
-    Sums_0 _S106 = multiply_add_0(_S102, _S76, &_S105);
-    (*sums_1)[2U][1U] = _S106;
-    Sums_0 _S107 = (*sums_1)[2U][2U];
-    Sums_0 _S108 = multiply_add_0(_S102, _S78, &_S107);
-    (*sums_1)[2U][2U] = _S108;
-    Sums_0 _S109 = (*sums_1)[2U][3U];
-    Sums_0 _S110 = multiply_add_0(_S102, _S80, &_S109);
-    (*sums_1)[2U][3U] = _S110;
-    uint _S111 = (down_0 + 48U) * 5U;
-    uint4  _S112 = load_left_0(_S111, lane_2);
-    Sums_0 _S113 = (*sums_1)[3U][0U];
-    Sums_0 _S114 = multiply_add_0(_S112, _S74, &_S113);
-    (*sums_1)[3U][0U] = _S114;
-    Sums_0 _S115 = (*sums_1)[3U][1U];
-    Sums_0 _S116 = multiply_add_0(_S112, _S76, &_S115);
-    (*sums_1)[3U][1U] = _S116;
-    Sums_0 _S117 = (*sums_1)[3U][2U];
-    Sums_0 _S118 = multiply_add_0(_S112, _S78, &_S117);
-    (*sums_1)[3U][2U] = _S118;
-    Sums_0 _S119 = (*sums_1)[3U][3U];
-    Sums_0 _S120 = multiply_add_0(_S112, _S80, &_S119);
-    (*sums_1)[3U][3U] = _S120;
+    uint _S74 = 640U + across_0 * 5U;
+    uint4  _S75 = load_right_0(_S74, lane_2);
+    right_2[0U] = _S75;
+    uint _S76 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S77 = load_right_0(_S76, lane_2);
+    right_2[1U] = _S77;
+    uint _S78 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S79 = load_right_0(_S78, lane_2);
+    right_2[2U] = _S79;
+    uint _S80 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S81 = load_right_0(_S80, lane_2);
+    right_2[3U] = _S81;
+    uint _S82 = down_0 * 5U;
+    uint4  _S83 = load_left_0(_S82, lane_2);
+    Sums_0 _S84 = (*sums_1)[0U][0U];
+    Sums_0 _S85 = multiply_add_0(_S83, _S75, &_S84);
+    (*sums_1)[0U][0U] = _S85;
+    Sums_0 _S86 = (*sums_1)[0U][1U];
+    Sums_0 _S87 = multiply_add_0(_S83, _S77, &_S86);
+    (*sums_1)[0U][1U] = _S87;
+    Sums_0 _S88 = (*sums_1)[0U][2U];
+    Sums_0 _S89 = multiply_add_0(_S83, _S79, &_S88);
+    (*sums_1)[0U][2U] = _S89;
+    Sums_0 _S90 = (*sums_1)[0U][3U];
+    Sums_0 _S91 = multiply_add_0(_S83, _S81, &_S90);
+    (*sums_1)[0U][3U] = _S91;
+    uint _S92 = (down_0 + 16U) * 5U;
+    uint4  _S93 = load_left_0(_S92, lane_2);
+    Sums_0 _S94 = (*sums_1)[1U][0U];
+    Sums_0 _S95 = multiply_add_0(_S93, _S75, &_S94);
+    (*sums_1)[1U][0U] = _S95;
+    Sums_0 _S96 = (*sums_1)[1U][1U];
+    Sums_0 _S97 = multiply_add_0(_S93, _S77, &_S96);
+    (*sums_1)[1U][1U] = _S97;
+    Sums_0 _S98 = (*sums_1)[1U][2U];
+    Sums_0 _S99 = multiply_add_0(_S93, _S79, &_S98);
+    (*sums_1)[1U][2U] = _S99;
+    Sums_0 _S100 = (*sums_1)[1U][3U];
+    Sums_0 _S101 = multiply_add_0(_S93, _S81, &_S100);
+    (*sums_1)[1U][3U] = _S101;
+    uint _S102 = (down_0 + 32U) * 5U;
+    uint4  _S103 = load_left_0(_S102, lane_2);
+    Sums_0 _S104 = (*sums_1)[2U][0U];
+    Sums_0 _S105 = multiply_add_0(_S103, _S75, &_S104);
+    (*sums_1)[2U][0U] = _S105;
+    Sums_0 _S106 = (*sums_1)[2U][1U];
+    Sums_0 _S107 = multiply_add_0(_S103, _S77, &_S106);
+    (*sums_1)[2U][1U] = _S107;
+    Sums_0 _S108 = (*sums_1)[2U][2U];
+    Sums_0 _S109 = multiply_add_0(_S103, _S79, &_S108);
+    (*sums_1)[2U][2U] = _S109;
+    Sums_0 _S110 = (*sums_1)[2U][3U];
+    Sums_0 _S111 = multiply_add_0(_S103, _S81, &_S110);
+    (*sums_1)[2U][3U] = _S111;
+    uint _S112 = (down_0 + 48U) * 5U;
+    uint4  _S113 = load_left_0(_S112, lane_2);
+    Sums_0 _S114 = (*sums_1)[3U][0U];
+    Sums_0 _S115 = multiply_add_0(_S113, _S75, &_S114);
+    (*sums_1)[3U][0U] = _S115;
+    Sums_0 _S116 = (*sums_1)[3U][1U];
+    Sums_0 _S117 = multiply_add_0(_S113, _S77, &_S116);
+    (*sums_1)[3U][1U] = _S117;
+    Sums_0 _S118 = (*sums_1)[3U][2U];
+    Sums_0 _S119 = multiply_add_0(_S113, _S79, &_S118);
+    (*sums_1)[3U][2U] = _S119;
+    Sums_0 _S120 = (*sums_1)[3U][3U];
+    Sums_0 _S121 = multiply_add_0(_S113, _S81, &_S120);
+    (*sums_1)[3U][3U] = _S121;
     FixedArray<uint4 , 4>  right_3;
-    uint4  _S121 = load_right_0(_S73 + 2U, lane_2);
-    right_3[0U] = _S121;
-    uint4  _S122 = load_right_0(_S75 + 2U, lane_2);
-    right_3[1U] = _S122;
-    uint4  _S123 = load_right_0(_S77 + 2U, lane_2);
-    right_3[2U] = _S123;
-    uint4  _S124 = load_right_0(_S79 + 2U, lane_2);
-    right_3[3U] = _S124;
-    uint4  _S125 = load_left_0(_S81 + 2U, lane_2);
-    Sums_0 _S126 = (*sums_1)[0U][0U];
-    Sums_0 _S127 = multiply_add_0(_S125, _S121, &_S126);
-    (*sums_1)[0U][0U] = _S127;
-    Sums_0 _S128 = (*sums_1)[0U][1U];
-    Sums_0 _S129 = multiply_add_0(_S125, _S122, &_S128);
-    (*sums_1)[0U][1U] = _S129;
-    Sums_0 _S130 = (*sums_1)[0U][2U];
-    Sums_0 _S131 = multiply_add_0(_S125, _S123, &_S130);
-    (*sums_1)[0U][2U] = _S131;
-    Sums_0 _S132 = (*sums_1)[0U][3U];
-    Sums_0 _S133 = multiply_add_0(_S125, _S124, &_S132);
-    (*sums_1)[0U][3U] = _S133;
-    uint4  _S134 = load_left_0(_S91 + 2U, lane_2);
-    Sums_0 _S135 = (*sums_1)[1U][0U];
-    Sums_0 _S136 = multiply_add_0(_S134, _S121, &_S135);
-    (*sums_1)[1U][0U] = _S136;
-    Sums_0 _S137 = (*sums_1)[1U][1U];
-    Sums_0 _S138 = multiply_add_0(_S134, _S122, &_S137);
-    (*sums_1)[1U][1U] = _S138;
-    Sums_0 _S139 = (*sums_1)[1U][2U];
-    Sums_0 _S140 = multiply_add_0(_S134, _S123, &_S139);
-    (*sums_1)[1U][2U] = _S140;
-    Sums_0 _S141 = (*sums_1)[1U][3U];
-    Sums_0 _S142 = multiply_add_0(_S134, _S124, &_S141);
-    (*sums_1)[1U][3U] = _S142;
-    uint4  _S143 = load_left_0(_S101 + 2U, lane_2);
-    Sums_0 _S144 = (*sums_1)[2U][0U];
-    Sums_0 _S145 = multiply_add_0(_S143, _S121, &_S144);
-    (*sums_1)[2U][0U] = _S145;
-    Sums_0 _S146 = (*sums_1)[2U][1U];
-    Sums_0 _S147 = multiply_add_0(_S143, _S122, &_S146);
-    (*sums_1)[2U][1U] = _S147;
-    Sums_0 _S148 = (*sums_1)[2U][2U];
-    Sums_0 _S149 = multiply_add_0(_S143, _S123, &_S148);
-    (*sums_1)[2U][2U] = _S149;
-    Sums_0 _S150 = (*sums_1)[2U][3U];
-    Sums_0 _S151 = multiply_add_0(_S143, _S124, &_S150);
-    (*sums_1)[2U][3U] = _S151;
-    uint4  _S152 = load_left_0(_S111 + 2U, lane_2);
-    Sums_0 _S153 = (*sums_1)[3U][0U];
-    Sums_0 _S154 = multiply_add_0(_S152, _S121, &_S153);
-    (*sums_1)[3U][0U] = _S154;
-    Sums_0 _S155 = (*sums_1)[3U][1U];
-    Sums_0 _S156 = multiply_add_0(_S152, _S122, &_S155);
-    (*sums_1)[3U][1U] = _S156;
-    Sums_0 _S157 = (*sums_1)[3U][2U];
-    Sums_0 _S158 = multiply_add_0(_S152, _S123, &_S157);
-    (*sums_1)[3U][2U] = _S158;
-    Sums_0 _S159 = (*sums_1)[3U][3U];
-    Sums_0 _S160 = multiply_add_0(_S152, _S124, &_S159);
-    (*sums_1)[3U][3U] = _S160;
+    uint4  _S122 = load_right_0(_S74 + 2U, lane_2);
+    right_3[0U] = _S122;
+    uint4  _S123 = load_right_0(_S76 + 2U, lane_2);
+    right_3[1U] = _S123;
+    uint4  _S124 = load_right_0(_S78 + 2U, lane_2);
+    right_3[2U] = _S124;
+    uint4  _S125 = load_right_0(_S80 + 2U, lane_2);
+    right_3[3U] = _S125;
+    uint4  _S126 = load_left_0(_S82 + 2U, lane_2);
+    Sums_0 _S127 = (*sums_1)[0U][0U];
+    Sums_0 _S128 = multiply_add_0(_S126, _S122, &_S127);
+    (*sums_1)[0U][0U] = _S128;
+    Sums_0 _S129 = (*sums_1)[0U][1U];
+    Sums_0 _S130 = multiply_add_0(_S126, _S123, &_S129);
+    (*sums_1)[0U][1U] = _S130;
+    Sums_0 _S131 = (*sums_1)[0U][2U];
+    Sums_0 _S132 = multiply_add_0(_S126, _S124, &_S131);
+    (*sums_1)[0U][2U] = _S132;
+    Sums_0 _S133 = (*sums_1)[0U][3U];
+    Sums_0 _S134 = multiply_add_0(_S126, _S125, &_S133);
+    (*sums_1)[0U][3U] = _S134;
+    uint4  _S135 = load_left_0(_S92 + 2U, lane_2);
+    Sums_0 _S136 = (*sums_1)[1U][0U];
+    Sums_0 _S137 = multiply_add_0(_S135, _S122, &_S136);
+    (*sums_1)[1U][0U] = _S137;
+    Sums_0 _S138 = (*sums_1)[1U][1U];
+    Sums_0 _S139 = multiply_add_0(_S135, _S123, &_S138);
+    (*sums_1)[1U][1U] = _S139;
+    Sums_0 _S140 = (*sums_1)[1U][2U];
+    Sums_0 _S141 = multiply_add_0(_S135, _S124, &_S140);
+    (*sums_1)[1U][2U] = _S141;
+    Sums_0 _S142 = (*sums_1)[1U][3U];
+    Sums_0 _S143 = multiply_add_0(_S135, _S125, &_S142);
+    (*sums_1)[1U][3U] = _S143;
+    uint4  _S144 = load_left_0(_S102 + 2U, lane_2);
+    Sums_0 _S145 = (*sums_1)[2U][0U];
+    Sums_0 _S146 = multiply_add_0(_S144, _S122, &_S145);
+    (*sums_1)[2U][0U] = _S146;
+    Sums_0 _S147 = (*sums_1)[2U][1U];
+    Sums_0 _S148 = multiply_add_0(_S144, _S123, &_S147);
+    (*sums_1)[2U][1U] = _S148;
+    Sums_0 _S149 = (*sums_1)[2U][2U];
+    Sums_0 _S150 = multiply_add_0(_S144, _S124, &_S149);
+    (*sums_1)[2U][2U] = _S150;
+    Sums_0 _S151 = (*sums_1)[2U][3U];
+    Sums_0 _S152 = multiply_add_0(_S144, _S125, &_S151);
+    (*sums_1)[2U][3U] = _S152;
+    uint4  _S153 = load_left_0(_S112 + 2U, lane_2);
+    Sums_0 _S154 = (*sums_1)[3U][0U];
+    Sums_0 _S155 = multiply_add_0(_S153, _S122, &_S154);
+    (*sums_1)[3U][0U] = _S155;
+    Sums_0 _S156 = (*sums_1)[3U][1U];
+    Sums_0 _S157 = multiply_add_0(_S153, _S123, &_S156);
+    (*sums_1)[3U][1U] = _S157;
+    Sums_0 _S158 = (*sums_1)[3U][2U];
+    Sums_0 _S159 = multiply_add_0(_S153, _S124, &_S158);
+    (*sums_1)[3U][2U] = _S159;
+    Sums_0 _S160 = (*sums_1)[3U][3U];
+    Sums_0 _S161 = multiply_add_0(_S153, _S125, &_S160);
+    (*sums_1)[3U][3U] = _S161;
     return;
 }
 
@@ -451,314 +457,314 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S161 = thread_0 % 32U;
-    uint _S162 = _S161 / 4U;
-    uint _S163 = _S161 % 4U * 2U;
-    bool _S164;
+    uint _S162 = thread_0 % 32U;
+    uint _S163 = _S162 / 4U;
+    uint _S164 = _S162 % 4U * 2U;
+    bool _S165;
     if(whole_0)
     {
-        _S164 = true;
+        _S165 = true;
     }
     else
     {
-        if((place_0->row_4 + _S162) < (place_0->rows_3))
+        if((place_0->row_4 + _S163) < (place_0->rows_3))
         {
-            _S164 = (place_0->column_3 + _S163) < (place_0->columns_2);
+            _S165 = (place_0->column_3 + _S164) < (place_0->columns_2);
         }
         else
         {
-            _S164 = false;
+            _S165 = false;
         }
     }
-    float _S165;
-    if(_S164)
+    float _S166;
+    if(_S165)
     {
-        uint _S166 = Place_at_0(place_0, _S162, _S163);
-        float _S167 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S168 = (&(result_2)[_S166]);
+        uint _S167 = Place_at_0(place_0, _S163, _S164);
+        float _S168 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S169 = (&(result_2)[_S167]);
         if(accumulate_1)
         {
-            _S165 = *(&(result_2)[_S166]) + _S167;
+            _S166 = *(&(result_2)[_S167]) + _S168;
         }
         else
         {
-            _S165 = _S167;
+            _S166 = _S168;
         }
-        *_S168 = _S165;
+        *_S169 = _S166;
     }
-    uint _S169 = _S161 / 4U;
-    uint _S170 = _S163 + 1U;
+    uint _S170 = _S162 / 4U;
+    uint _S171 = _S164 + 1U;
     if(whole_0)
     {
-        _S164 = true;
+        _S165 = true;
     }
     else
     {
-        if((place_0->row_4 + _S169) < (place_0->rows_3))
+        if((place_0->row_4 + _S170) < (place_0->rows_3))
         {
-            _S164 = (place_0->column_3 + _S170) < (place_0->columns_2);
+            _S165 = (place_0->column_3 + _S171) < (place_0->columns_2);
         }
         else
         {
-            _S164 = false;
+            _S165 = false;
         }
     }
-    if(_S164)
+    if(_S165)
     {
-        uint _S171 = Place_at_0(place_0, _S169, _S170);
-        float _S172 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S173 = (&(result_2)[_S171]);
+        uint _S172 = Place_at_0(place_0, _S170, _S171);
+        float _S173 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S174 = (&(result_2)[_S172]);
         if(accumulate_1)
         {
-            _S165 = *(&(result_2)[_S171]) + _S172;
+            _S166 = *(&(result_2)[_S172]) + _S173;
         }
         else
         {
-            _S165 = _S172;
+            _S166 = _S173;
         }
-        *_S173 = _S165;
+        *_S174 = _S166;
     }
-    uint _S174 = _S161 / 4U + 8U;
+    uint _S175 = _S162 / 4U + 8U;
     if(whole_0)
     {
-        _S164 = true;
+        _S165 = true;
     }
     else
     {
-        if((place_0->row_4 + _S174) < (place_0->rows_3))
+        if((place_0->row_4 + _S175) < (place_0->rows_3))
         {
-            _S164 = (place_0->column_3 + _S163) < (place_0->columns_2);
+            _S165 = (place_0->column_3 + _S164) < (place_0->columns_2);
         }
         else
         {
-            _S164 = false;
+            _S165 = false;
         }
     }
-    if(_S164)
+    if(_S165)
     {
-        uint _S175 = Place_at_0(place_0, _S174, _S163);
-        float _S176 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S177 = (&(result_2)[_S175]);
+        uint _S176 = Place_at_0(place_0, _S175, _S164);
+        float _S177 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S178 = (&(result_2)[_S176]);
         if(accumulate_1)
         {
-            _S165 = *(&(result_2)[_S175]) + _S176;
+            _S166 = *(&(result_2)[_S176]) + _S177;
         }
         else
         {
-            _S165 = _S176;
+            _S166 = _S177;
         }
-        *_S177 = _S165;
+        *_S178 = _S166;
     }
-    uint _S178 = _S161 / 4U + 8U;
+    uint _S179 = _S162 / 4U + 8U;
     if(whole_0)
     {
-        _S164 = true;
+        _S165 = true;
     }
     else
     {
-        if((place_0->row_4 + _S178) < (place_0->rows_3))
+        if((place_0->row_4 + _S179) < (place_0->rows_3))
         {
-            _S164 = (place_0->column_3 + _S170) < (place_0->columns_2);
+            _S165 = (place_0->column_3 + _S171) < (place_0->columns_2);
         }
         else
         {
-            _S164 = false;
+            _S165 = false;
         }
     }
-    if(_S164)
+    if(_S165)
     {
-        uint _S179 = Place_at_0(place_0, _S178, _S170);
-        float _S180 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S181 = (&(result_2)[_S179]);
+        uint _S180 = Place_at_0(place_0, _S179, _S171);
+        float _S181 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S182 = (&(result_2)[_S180]);
         if(accumulate_1)
         {
-            _S165 = *(&(result_2)[_S179]) + _S180;
+            _S166 = *(&(result_2)[_S180]) + _S181;
         }
         else
         {
-            _S165 = _S180;
+            _S166 = _S181;
         }
-        *_S181 = _S165;
+        *_S182 = _S166;
     }
-    uint _S182 = _S161 / 4U;
-    uint _S183 = 8U + _S163;
+    uint _S183 = _S162 / 4U;
+    uint _S184 = 8U + _S164;
     if(whole_0)
     {
-        _S164 = true;
+        _S165 = true;
     }
     else
     {
-        if((place_0->row_4 + _S182) < (place_0->rows_3))
+        if((place_0->row_4 + _S183) < (place_0->rows_3))
         {
-            _S164 = (place_0->column_3 + _S183) < (place_0->columns_2);
+            _S165 = (place_0->column_3 + _S184) < (place_0->columns_2);
         }
         else
         {
-            _S164 = false;
+            _S165 = false;
         }
     }
-    if(_S164)
+    if(_S165)
     {
-        uint _S184 = Place_at_0(place_0, _S182, _S183);
-        float _S185 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S186 = (&(result_2)[_S184]);
+        uint _S185 = Place_at_0(place_0, _S183, _S184);
+        float _S186 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S187 = (&(result_2)[_S185]);
         if(accumulate_1)
         {
-            _S165 = *(&(result_2)[_S184]) + _S185;
+            _S166 = *(&(result_2)[_S185]) + _S186;
         }
         else
         {
-            _S165 = _S185;
+            _S166 = _S186;
         }
-        *_S186 = _S165;
+        *_S187 = _S166;
     }
-    uint _S187 = _S161 / 4U;
-    uint _S188 = _S183 + 1U;
+    uint _S188 = _S162 / 4U;
+    uint _S189 = _S184 + 1U;
     if(whole_0)
     {
-        _S164 = true;
+        _S165 = true;
     }
     else
     {
-        if((place_0->row_4 + _S187) < (place_0->rows_3))
+        if((place_0->row_4 + _S188) < (place_0->rows_3))
         {
-            _S164 = (place_0->column_3 + _S188) < (place_0->columns_2);
+            _S165 = (place_0->column_3 + _S189) < (place_0->columns_2);
         }
         else
         {
-            _S164 = false;
+            _S165 = false;
         }
     }
-    if(_S164)
+    if(_S165)
     {
-        uint _S189 = Place_at_0(place_0, _S187, _S188);
-        float _S190 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S191 = (&(result_2)[_S189]);
+        uint _S190 = Place_at_0(place_0, _S188, _S189);
+        float _S191 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S192 = (&(result_2)[_S190]);
         if(accumulate_1)
         {
-            _S165 = *(&(result_2)[_S189]) + _S190;
+            _S166 = *(&(result_2)[_S190]) + _S191;
         }
         else
         {
-            _S165 = _S190;
+            _S166 = _S191;
         }
-        *_S191 = _S165;
+        *_S192 = _S166;
     }
-    uint _S192 = _S161 / 4U + 8U;
+    uint _S193 = _S162 / 4U + 8U;
     if(whole_0)
     {
-        _S164 = true;
+        _S165 = true;
     }
     else
     {
-        if((place_0->row_4 + _S192) < (place_0->rows_3))
+        if((place_0->row_4 + _S193) < (place_0->rows_3))
         {
-            _S164 = (place_0->column_3 + _S183) < (place_0->columns_2);
+            _S165 = (place_0->column_3 + _S184) < (place_0->columns_2);
         }
         else
         {
-            _S164 = false;
+            _S165 = false;
         }
     }
-    if(_S164)
+    if(_S165)
     {
-        uint _S193 = Place_at_0(place_0, _S192, _S183);
-        float _S194 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S195 = (&(result_2)[_S193]);
+        uint _S194 = Place_at_0(place_0, _S193, _S184);
+        float _S195 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S196 = (&(result_2)[_S194]);
         if(accumulate_1)
         {
-            _S165 = *(&(result_2)[_S193]) + _S194;
+            _S166 = *(&(result_2)[_S194]) + _S195;
         }
         else
         {
-            _S165 = _S194;
+            _S166 = _S195;
         }
-        *_S195 = _S165;
+        *_S196 = _S166;
     }
-    uint _S196 = _S161 / 4U + 8U;
+    uint _S197 = _S162 / 4U + 8U;
     if(whole_0)
     {
-        _S164 = true;
+        _S165 = true;
     }
     else
     {
-        if((place_0->row_4 + _S196) < (place_0->rows_3))
+        if((place_0->row_4 + _S197) < (place_0->rows_3))
         {
-            _S164 = (place_0->column_3 + _S188) < (place_0->columns_2);
+            _S165 = (place_0->column_3 + _S189) < (place_0->columns_2);
         }
         else
         {
-            _S164 = false;
+            _S165 = false;
         }
     }
-    if(_S164)
+    if(_S165)
     {
-        uint _S197 = Place_at_0(place_0, _S196, _S188);
-        float _S198 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S199 = (&(result_2)[_S197]);
+        uint _S198 = Place_at_0(place_0, _S197, _S189);
+        float _S199 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S200 = (&(result_2)[_S198]);
         if(accumulate_1)
         {
-            _S165 = *(&(result_2)[_S197]) + _S198;
+            _S166 = *(&(result_2)[_S198]) + _S199;
         }
         else
         {
-            _S165 = _S198;
+            _S166 = _S199;
         }
-        *_S199 = _S165;
+        *_S200 = _S166;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S200 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S201 = (_S200 + 128U - 1U) / 128U;
-    uint _S202 = group_number_0(group_1);
-    uint _S203 = p_1->n_0;
-    if(_S202 >= (_S201 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S201 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S202 = (_S201 + 128U - 1U) / 128U;
+    uint _S203 = group_number_0(group_1);
+    uint _S204 = p_1->n_0;
+    if(_S203 >= (_S202 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S204 = _S202 % _S201;
-    uint _S205 = _S204 * 128U;
-    uint _S206 = _S202 / _S201;
-    uint _S207 = _S206 * 128U;
-    uint _S208 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S209 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S210 = thread_1 / 4U;
-    uint _S211 = thread_1 % 4U;
+    uint _S205 = _S203 % _S202;
+    uint _S206 = _S205 * 128U;
+    uint _S207 = _S203 / _S202;
+    uint _S208 = _S207 * 128U;
+    uint _S209 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S210 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S211 = thread_1 / 4U;
+    uint _S212 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S205;
-    (&operands_0)->side_0 = _S207;
-    (&operands_0)->rows_1 = _S200;
+    (&operands_0)->top_0 = _S206;
+    (&operands_0)->side_0 = _S208;
+    (&operands_0)->rows_1 = _S201;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S212 = no_sums_0();
-    sums_3[0U][0U] = _S212;
-    sums_3[0U][1U] = _S212;
-    sums_3[0U][2U] = _S212;
-    sums_3[0U][3U] = _S212;
-    sums_3[1U][0U] = _S212;
-    sums_3[1U][1U] = _S212;
-    sums_3[1U][2U] = _S212;
-    sums_3[1U][3U] = _S212;
-    sums_3[2U][0U] = _S212;
-    sums_3[2U][1U] = _S212;
-    sums_3[2U][2U] = _S212;
-    sums_3[2U][3U] = _S212;
-    sums_3[3U][0U] = _S212;
-    sums_3[3U][1U] = _S212;
-    sums_3[3U][2U] = _S212;
-    sums_3[3U][3U] = _S212;
-    Operands_0 _S213 = operands_0;
-    Parts_0 _S214 = Operands_load_0(&_S213, 0U, _S210, _S211);
+    Sums_0 _S213 = no_sums_0();
+    sums_3[0U][0U] = _S213;
+    sums_3[0U][1U] = _S213;
+    sums_3[0U][2U] = _S213;
+    sums_3[0U][3U] = _S213;
+    sums_3[1U][0U] = _S213;
+    sums_3[1U][1U] = _S213;
+    sums_3[1U][2U] = _S213;
+    sums_3[1U][3U] = _S213;
+    sums_3[2U][0U] = _S213;
+    sums_3[2U][1U] = _S213;
+    sums_3[2U][2U] = _S213;
+    sums_3[2U][3U] = _S213;
+    sums_3[3U][0U] = _S213;
+    sums_3[3U][1U] = _S213;
+    sums_3[3U][2U] = _S213;
+    sums_3[3U][3U] = _S213;
+    Operands_0 _S214 = operands_0;
+    Parts_0 _S215 = Operands_load_0(&_S214, 0U, _S211, _S212);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S214;
+    Parts_0 parts_1 = _S215;
     for(;;)
     {
-        uint _S215 = p_1->k_0;
+        uint _S216 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -766,205 +772,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S216 = parts_1;
-        Parts_store_0(&_S216, _S210, _S211);
+        Parts_0 _S217 = parts_1;
+        Parts_store_0(&_S217, _S211, _S212);
         __syncthreads();
-        uint _S217 = begin_1 + 32U;
-        uint _S218 = (U32_min((_S217), (_S215 - 32U)));
-        Operands_0 _S219 = operands_0;
-        Parts_0 _S220 = Operands_load_0(&_S219, _S218, _S210, _S211);
-        multiply_0(&sums_3, _S208, _S209, thread_1 % 32U);
+        uint _S218 = begin_1 + 32U;
+        uint _S219 = (U32_min((_S218), (_S216 - 32U)));
+        Operands_0 _S220 = operands_0;
+        Parts_0 _S221 = Operands_load_0(&_S220, _S219, _S211, _S212);
+        multiply_0(&sums_3, _S209, _S210, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S217;
-        parts_1 = _S220;
+        begin_1 = _S218;
+        parts_1 = _S221;
     }
-    bool _S221;
-    if((_S205 + 128U) <= _S200)
+    bool _S222;
+    if((_S206 + 128U) <= _S201)
     {
-        _S221 = (_S207 + 128U) <= _S203;
+        _S222 = (_S208 + 128U) <= _S204;
     }
     else
     {
-        _S221 = false;
+        _S222 = false;
     }
     Place_0 place_1;
-    uint _S222 = _S205 + _S208;
-    (&place_1)->row_4 = _S222;
-    uint _S223 = _S207 + _S209;
-    (&place_1)->column_3 = _S223;
-    (&place_1)->rows_3 = _S200;
-    (&place_1)->columns_2 = _S203;
-    uint _S224 = p_1->out_offset_0;
+    uint _S223 = _S206 + _S209;
+    (&place_1)->row_4 = _S223;
+    uint _S224 = _S208 + _S210;
+    (&place_1)->column_3 = _S224;
+    (&place_1)->rows_3 = _S201;
+    (&place_1)->columns_2 = _S204;
+    uint _S225 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S225 = p_1->out_stride_0;
+    uint _S226 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S226 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S227 = sums_3[0U][0U];
-    Place_0 _S228 = place_1;
-    write_0(&_S227, 16.0f, result_3, &_S228, _S226, _S221, thread_1);
+    bool _S227 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S228 = sums_3[0U][0U];
+    Place_0 _S229 = place_1;
+    write_0(&_S228, 16.0f, result_3, &_S229, _S227, _S222, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S222;
-    uint _S229 = _S223 + 16U;
-    (&place_2)->column_3 = _S229;
-    (&place_2)->rows_3 = _S200;
-    (&place_2)->columns_2 = _S203;
-    (&place_2)->offset_3 = _S224;
-    (&place_2)->stride_0 = _S225;
-    Sums_0 _S230 = sums_3[0U][1U];
-    Place_0 _S231 = place_2;
-    write_0(&_S230, 16.0f, result_3, &_S231, _S226, _S221, thread_1);
+    (&place_2)->row_4 = _S223;
+    uint _S230 = _S224 + 16U;
+    (&place_2)->column_3 = _S230;
+    (&place_2)->rows_3 = _S201;
+    (&place_2)->columns_2 = _S204;
+    (&place_2)->offset_3 = _S225;
+    (&place_2)->stride_0 = _S226;
+    Sums_0 _S231 = sums_3[0U][1U];
+    Place_0 _S232 = place_2;
+    write_0(&_S231, 16.0f, result_3, &_S232, _S227, _S222, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S222;
-    uint _S232 = _S223 + 32U;
-    (&place_3)->column_3 = _S232;
-    (&place_3)->rows_3 = _S200;
-    (&place_3)->columns_2 = _S203;
-    (&place_3)->offset_3 = _S224;
-    (&place_3)->stride_0 = _S225;
-    Sums_0 _S233 = sums_3[0U][2U];
-    Place_0 _S234 = place_3;
-    write_0(&_S233, 16.0f, result_3, &_S234, _S226, _S221, thread_1);
+    (&place_3)->row_4 = _S223;
+    uint _S233 = _S224 + 32U;
+    (&place_3)->column_3 = _S233;
+    (&place_3)->rows_3 = _S201;
+    (&place_3)->columns_2 = _S204;
+    (&place_3)->offset_3 = _S225;
+    (&place_3)->stride_0 = _S226;
+    Sums_0 _S234 = sums_3[0U][2U];
+    Place_0 _S235 = place_3;
+    write_0(&_S234, 16.0f, result_3, &_S235, _S227, _S222, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S222;
-    uint _S235 = _S223 + 48U;
-    (&place_4)->column_3 = _S235;
-    (&place_4)->rows_3 = _S200;
-    (&place_4)->columns_2 = _S203;
-    (&place_4)->offset_3 = _S224;
-    (&place_4)->stride_0 = _S225;
-    Sums_0 _S236 = sums_3[0U][3U];
-    Place_0 _S237 = place_4;
-    write_0(&_S236, 16.0f, result_3, &_S237, _S226, _S221, thread_1);
+    (&place_4)->row_4 = _S223;
+    uint _S236 = _S224 + 48U;
+    (&place_4)->column_3 = _S236;
+    (&place_4)->rows_3 = _S201;
+    (&place_4)->columns_2 = _S204;
+    (&place_4)->offset_3 = _S225;
+    (&place_4)->stride_0 = _S226;
+    Sums_0 _S237 = sums_3[0U][3U];
+    Place_0 _S238 = place_4;
+    write_0(&_S237, 16.0f, result_3, &_S238, _S227, _S222, thread_1);
     Place_0 place_5;
-    uint _S238 = _S222 + 16U;
-    (&place_5)->row_4 = _S238;
-    (&place_5)->column_3 = _S223;
-    (&place_5)->rows_3 = _S200;
-    (&place_5)->columns_2 = _S203;
-    (&place_5)->offset_3 = _S224;
-    (&place_5)->stride_0 = _S225;
-    Sums_0 _S239 = sums_3[1U][0U];
-    Place_0 _S240 = place_5;
-    write_0(&_S239, 16.0f, result_3, &_S240, _S226, _S221, thread_1);
+    uint _S239 = _S223 + 16U;
+    (&place_5)->row_4 = _S239;
+    (&place_5)->column_3 = _S224;
+    (&place_5)->rows_3 = _S201;
+    (&place_5)->columns_2 = _S204;
+    (&place_5)->offset_3 = _S225;
+    (&place_5)->stride_0 = _S226;
+    Sums_0 _S240 = sums_3[1U][0U];
+    Place_0 _S241 = place_5;
+    write_0(&_S240, 16.0f, result_3, &_S241, _S227, _S222, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S238;
-    (&place_6)->column_3 = _S229;
-    (&place_6)->rows_3 = _S200;
-    (&place_6)->columns_2 = _S203;
-    (&place_6)->offset_3 = _S224;
-    (&place_6)->stride_0 = _S225;
-    Sums_0 _S241 = sums_3[1U][1U];
-    Place_0 _S242 = place_6;
-    write_0(&_S241, 16.0f, result_3, &_S242, _S226, _S221, thread_1);
+    (&place_6)->row_4 = _S239;
+    (&place_6)->column_3 = _S230;
+    (&place_6)->rows_3 = _S201;
+    (&place_6)->columns_2 = _S204;
+    (&place_6)->offset_3 = _S225;
+    (&place_6)->stride_0 = _S226;
+    Sums_0 _S242 = sums_3[1U][1U];
+    Place_0 _S243 = place_6;
+    write_0(&_S242, 16.0f, result_3, &_S243, _S227, _S222, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S238;
-    (&place_7)->column_3 = _S232;
-    (&place_7)->rows_3 = _S200;
-    (&place_7)->columns_2 = _S203;
-    (&place_7)->offset_3 = _S224;
-    (&place_7)->stride_0 = _S225;
-    Sums_0 _S243 = sums_3[1U][2U];
-    Place_0 _S244 = place_7;
-    write_0(&_S243, 16.0f, result_3, &_S244, _S226, _S221, thread_1);
+    (&place_7)->row_4 = _S239;
+    (&place_7)->column_3 = _S233;
+    (&place_7)->rows_3 = _S201;
+    (&place_7)->columns_2 = _S204;
+    (&place_7)->offset_3 = _S225;
+    (&place_7)->stride_0 = _S226;
+    Sums_0 _S244 = sums_3[1U][2U];
+    Place_0 _S245 = place_7;
+    write_0(&_S244, 16.0f, result_3, &_S245, _S227, _S222, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S238;
-    (&place_8)->column_3 = _S235;
-    (&place_8)->rows_3 = _S200;
-    (&place_8)->columns_2 = _S203;
-    (&place_8)->offset_3 = _S224;
-    (&place_8)->stride_0 = _S225;
-    Sums_0 _S245 = sums_3[1U][3U];
-    Place_0 _S246 = place_8;
-    write_0(&_S245, 16.0f, result_3, &_S246, _S226, _S221, thread_1);
+    (&place_8)->row_4 = _S239;
+    (&place_8)->column_3 = _S236;
+    (&place_8)->rows_3 = _S201;
+    (&place_8)->columns_2 = _S204;
+    (&place_8)->offset_3 = _S225;
+    (&place_8)->stride_0 = _S226;
+    Sums_0 _S246 = sums_3[1U][3U];
+    Place_0 _S247 = place_8;
+    write_0(&_S246, 16.0f, result_3, &_S247, _S227, _S222, thread_1);
     Place_0 place_9;
-    uint _S247 = _S222 + 32U;
-    (&place_9)->row_4 = _S247;
-    (&place_9)->column_3 = _S223;
-    (&place_9)->rows_3 = _S200;
-    (&place_9)->columns_2 = _S203;
-    (&place_9)->offset_3 = _S224;
-    (&place_9)->stride_0 = _S225;
-    Sums_0 _S248 = sums_3[2U][0U];
-    Place_0 _S249 = place_9;
-    write_0(&_S248, 16.0f, result_3, &_S249, _S226, _S221, thread_1);
+    uint _S248 = _S223 + 32U;
+    (&place_9)->row_4 = _S248;
+    (&place_9)->column_3 = _S224;
+    (&place_9)->rows_3 = _S201;
+    (&place_9)->columns_2 = _S204;
+    (&place_9)->offset_3 = _S225;
+    (&place_9)->stride_0 = _S226;
+    Sums_0 _S249 = sums_3[2U][0U];
+    Place_0 _S250 = place_9;
+    write_0(&_S249, 16.0f, result_3, &_S250, _S227, _S222, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S247;
-    (&place_10)->column_3 = _S229;
-    (&place_10)->rows_3 = _S200;
-    (&place_10)->columns_2 = _S203;
-    (&place_10)->offset_3 = _S224;
-    (&place_10)->stride_0 = _S225;
-    Sums_0 _S250 = sums_3[2U][1U];
-    Place_0 _S251 = place_10;
-    write_0(&_S250, 16.0f, result_3, &_S251, _S226, _S221, thread_1);
+    (&place_10)->row_4 = _S248;
+    (&place_10)->column_3 = _S230;
+    (&place_10)->rows_3 = _S201;
+    (&place_10)->columns_2 = _S204;
+    (&place_10)->offset_3 = _S225;
+    (&place_10)->stride_0 = _S226;
+    Sums_0 _S251 = sums_3[2U][1U];
+    Place_0 _S252 = place_10;
+    write_0(&_S251, 16.0f, result_3, &_S252, _S227, _S222, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S247;
-    (&place_11)->column_3 = _S232;
-    (&place_11)->rows_3 = _S200;
-    (&place_11)->columns_2 = _S203;
-    (&place_11)->offset_3 = _S224;
-    (&place_11)->stride_0 = _S225;
-    Sums_0 _S252 = sums_3[2U][2U];
-    Place_0 _S253 = place_11;
-    write_0(&_S252, 16.0f, result_3, &_S253, _S226, _S221, thread_1);
+    (&place_11)->row_4 = _S248;
+    (&place_11)->column_3 = _S233;
+    (&place_11)->rows_3 = _S201;
+    (&place_11)->columns_2 = _S204;
+    (&place_11)->offset_3 = _S225;
+    (&place_11)->stride_0 = _S226;
+    Sums_0 _S253 = sums_3[2U][2U];
+    Place_0 _S254 = place_11;
+    write_0(&_S253, 16.0f, result_3, &_S254, _S227, _S222, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S247;
-    (&place_12)->column_3 = _S235;
-    (&place_12)->rows_3 = _S200;
-    (&place_12)->columns_2 = _S203;
-    (&place_12)->offset_3 = _S224;
-    (&place_12)->stride_0 = _S225;
-    Sums_0 _S254 = sums_3[2U][3U];
-    Place_0 _S255 = place_12;
-    write_0(&_S254, 16.0f, result_3, &_S255, _S226, _S221, thread_1);
+    (&place_12)->row_4 = _S248;
+    (&place_12)->column_3 = _S236;
+    (&place_12)->rows_3 = _S201;
+    (&place_12)->columns_2 = _S204;
+    (&place_12)->offset_3 = _S225;
+    (&place_12)->stride_0 = _S226;
+    Sums_0 _S255 = sums_3[2U][3U];
+    Place_0 _S256 = place_12;
+    write_0(&_S255, 16.0f, result_3, &_S256, _S227, _S222, thread_1);
     Place_0 place_13;
-    uint _S256 = _S222 + 48U;
-    (&place_13)->row_4 = _S256;
-    (&place_13)->column_3 = _S223;
-    (&place_13)->rows_3 = _S200;
-    (&place_13)->columns_2 = _S203;
-    (&place_13)->offset_3 = _S224;
-    (&place_13)->stride_0 = _S225;
-    Sums_0 _S257 = sums_3[3U][0U];
-    Place_0 _S258 = place_13;
-    write_0(&_S257, 16.0f, result_3, &_S258, _S226, _S221, thread_1);
+    uint _S257 = _S223 + 48U;
+    (&place_13)->row_4 = _S257;
+    (&place_13)->column_3 = _S224;
+    (&place_13)->rows_3 = _S201;
+    (&place_13)->columns_2 = _S204;
+    (&place_13)->offset_3 = _S225;
+    (&place_13)->stride_0 = _S226;
+    Sums_0 _S258 = sums_3[3U][0U];
+    Place_0 _S259 = place_13;
+    write_0(&_S258, 16.0f, result_3, &_S259, _S227, _S222, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S256;
-    (&place_14)->column_3 = _S229;
-    (&place_14)->rows_3 = _S200;
-    (&place_14)->columns_2 = _S203;
-    (&place_14)->offset_3 = _S224;
-    (&place_14)->stride_0 = _S225;
-    Sums_0 _S259 = sums_3[3U][1U];
-    Place_0 _S260 = place_14;
-    write_0(&_S259, 16.0f, result_3, &_S260, _S226, _S221, thread_1);
+    (&place_14)->row_4 = _S257;
+    (&place_14)->column_3 = _S230;
+    (&place_14)->rows_3 = _S201;
+    (&place_14)->columns_2 = _S204;
+    (&place_14)->offset_3 = _S225;
+    (&place_14)->stride_0 = _S226;
+    Sums_0 _S260 = sums_3[3U][1U];
+    Place_0 _S261 = place_14;
+    write_0(&_S260, 16.0f, result_3, &_S261, _S227, _S222, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S256;
-    (&place_15)->column_3 = _S232;
-    (&place_15)->rows_3 = _S200;
-    (&place_15)->columns_2 = _S203;
-    (&place_15)->offset_3 = _S224;
-    (&place_15)->stride_0 = _S225;
-    Sums_0 _S261 = sums_3[3U][2U];
-    Place_0 _S262 = place_15;
-    write_0(&_S261, 16.0f, result_3, &_S262, _S226, _S221, thread_1);
+    (&place_15)->row_4 = _S257;
+    (&place_15)->column_3 = _S233;
+    (&place_15)->rows_3 = _S201;
+    (&place_15)->columns_2 = _S204;
+    (&place_15)->offset_3 = _S225;
+    (&place_15)->stride_0 = _S226;
+    Sums_0 _S262 = sums_3[3U][2U];
+    Place_0 _S263 = place_15;
+    write_0(&_S262, 16.0f, result_3, &_S263, _S227, _S222, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S256;
-    (&place_16)->column_3 = _S235;
-    (&place_16)->rows_3 = _S200;
-    (&place_16)->columns_2 = _S203;
-    (&place_16)->offset_3 = _S224;
-    (&place_16)->stride_0 = _S225;
-    Sums_0 _S263 = sums_3[3U][3U];
-    Place_0 _S264 = place_16;
-    write_0(&_S263, 16.0f, result_3, &_S264, _S226, _S221, thread_1);
+    (&place_16)->row_4 = _S257;
+    (&place_16)->column_3 = _S236;
+    (&place_16)->rows_3 = _S201;
+    (&place_16)->columns_2 = _S204;
+    (&place_16)->offset_3 = _S225;
+    (&place_16)->stride_0 = _S226;
+    Sums_0 _S264 = sums_3[3U][3U];
+    Place_0 _S265 = place_16;
+    write_0(&_S264, 16.0f, result_3, &_S265, _S227, _S222, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q8_16(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S265 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S266 = p_2;
-    gemm_0(blockIdx, _S265, x_5, weight_2, result_4, batch_2, &_S266);
+    uint _S266 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S267 = p_2;
+    gemm_0(blockIdx, _S266, x_5, weight_2, result_4, batch_2, &_S267);
     return;
 }

@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
@@ -126,29 +132,29 @@ __device__ float2  BFloat_pair_0(uint word_0)
 
 __device__ uint4  BF16Eights_decode_0(uint4  w_0, uint column_0)
 {
-    float4  _S8 = make_float4 (-65504.0f);
-    float4  _S9 = make_float4 (65504.0f);
-    uint4  _S10 = eight_halves_0(clamp_0(make_float4 (BFloat_pair_0(w_0.x).x, BFloat_pair_0(w_0.x).y, BFloat_pair_0(w_0.y).x, BFloat_pair_0(w_0.y).y), _S8, _S9), clamp_0(make_float4 (BFloat_pair_0(w_0.z).x, BFloat_pair_0(w_0.z).y, BFloat_pair_0(w_0.w).x, BFloat_pair_0(w_0.w).y), _S8, _S9));
-    return _S10;
+    float4  _S9 = make_float4 (-65504.0f);
+    float4  _S10 = make_float4 (65504.0f);
+    uint4  _S11 = eight_halves_0(clamp_0(make_float4 (BFloat_pair_0(w_0.x).x, BFloat_pair_0(w_0.x).y, BFloat_pair_0(w_0.y).x, BFloat_pair_0(w_0.y).y), _S9, _S10), clamp_0(make_float4 (BFloat_pair_0(w_0.z).x, BFloat_pair_0(w_0.z).y, BFloat_pair_0(w_0.w).x, BFloat_pair_0(w_0.w).y), _S9, _S10));
+    return _S11;
 }
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S11 = row_0 * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = (row_0 + 32U) * 5U;
-    uint _S15 = _S14 + eight_0;
-    uint4  _S16 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S15, _S16);
-    uint _S17 = 320U + _S11 + eight_0;
-    uint _S18 = 8U * eight_0;
-    uint4  _S19 = BF16Eights_decode_0(this_0->right_0[0U], _S18);
-    put_0(_S17, _S19);
-    uint _S20 = 320U + _S14 + eight_0;
-    uint4  _S21 = BF16Eights_decode_0(this_0->right_0[1U], _S18);
-    put_0(_S20, _S21);
+    uint _S12 = row_0 * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = (row_0 + 32U) * 5U;
+    uint _S16 = _S15 + eight_0;
+    uint4  _S17 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S16, _S17);
+    uint _S18 = 320U + _S12 + eight_0;
+    uint _S19 = 8U * eight_0;
+    uint4  _S20 = BF16Eights_decode_0(this_0->right_0[0U], _S19);
+    put_0(_S18, _S20);
+    uint _S21 = 320U + _S15 + eight_0;
+    uint4  _S22 = BF16Eights_decode_0(this_0->right_0[1U], _S19);
+    put_0(_S21, _S22);
     return;
 }
 
@@ -179,53 +185,53 @@ struct Operands_0
 
 __device__ uint4  BF16Eights_fetch_0(StructuredBuffer<uint4 > words_0, uint offset_0, uint columns_0, uint row_1, uint column_1)
 {
-    uint4  _S22 = __ldg((&(words_0)[offset_0 / 4U + (row_1 * columns_0 + column_1) / 8U]));
-    return _S22;
+    uint4  _S23 = __ldg((&(words_0)[offset_0 / 4U + (row_1 * columns_0 + column_1) / 8U]));
+    return _S23;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_2, uint eight_1)
 {
-    uint _S23 = (&this_1->p_0)->x_offset_0;
-    uint _S24 = this_1->top_0 + row_2;
-    uint _S25 = this_1->rows_1 - 1U;
-    uint _S26 = (&this_1->p_0)->x_stride_0;
-    uint _S27 = 2U * eight_1;
-    uint _S28 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S24), (_S25))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S27;
+    uint _S24 = (&this_1->p_0)->x_offset_0;
+    uint _S25 = this_1->top_0 + row_2;
+    uint _S26 = this_1->rows_1 - 1U;
+    uint _S27 = (&this_1->p_0)->x_stride_0;
+    uint _S28 = 2U * eight_1;
+    uint _S29 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S25), (_S26))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S28;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S29 = this_1->x_4;
-    float4  _S30 = __ldg((&(this_1->x_4)[_S28]));
-    float4  _S31 = __ldg((&(_S29)[_S28 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S30;
-    (&parts_0)->left_0[0U][int(1)] = _S31;
-    uint _S32 = (_S23 + (U32_min((_S24 + 32U), (_S25))) * _S26 + begin_0) / 4U + _S27;
-    float4  _S33 = __ldg((&(_S29)[_S32]));
-    float4  _S34 = __ldg((&(_S29)[_S32 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S33;
-    (&parts_0)->left_0[1U][int(1)] = _S34;
-    uint _S35 = this_1->side_0 + row_2;
-    uint _S36 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint4 > _S37 = this_1->weight_0;
-    uint _S38 = (&this_1->p_0)->weight_offset_0;
-    uint _S39 = (&this_1->p_0)->k_0;
-    uint _S40 = begin_0 + 8U * eight_1;
-    (&parts_0)->right_0[0U] = BF16Eights_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S35), (_S36))), _S40);
-    (&parts_0)->right_0[1U] = BF16Eights_fetch_0(_S37, _S38, _S39, (U32_min((_S35 + 32U), (_S36))), _S40);
+    StructuredBuffer<float4 > _S30 = this_1->x_4;
+    float4  _S31 = __ldg((&(this_1->x_4)[_S29]));
+    float4  _S32 = __ldg((&(_S30)[_S29 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S31;
+    (&parts_0)->left_0[0U][int(1)] = _S32;
+    uint _S33 = (_S24 + (U32_min((_S25 + 32U), (_S26))) * _S27 + begin_0) / 4U + _S28;
+    float4  _S34 = __ldg((&(_S30)[_S33]));
+    float4  _S35 = __ldg((&(_S30)[_S33 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S34;
+    (&parts_0)->left_0[1U][int(1)] = _S35;
+    uint _S36 = this_1->side_0 + row_2;
+    uint _S37 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint4 > _S38 = this_1->weight_0;
+    uint _S39 = (&this_1->p_0)->weight_offset_0;
+    uint _S40 = (&this_1->p_0)->k_0;
+    uint _S41 = begin_0 + 8U * eight_1;
+    (&parts_0)->right_0[0U] = BF16Eights_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S36), (_S37))), _S41);
+    (&parts_0)->right_0[1U] = BF16Eights_fetch_0(_S38, _S39, _S40, (U32_min((_S36 + 32U), (_S37))), _S41);
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_0, uint rows_2)
 {
-    uint _S41;
+    uint _S42;
     if(offset_1 == 4294967295U)
     {
-        _S41 = rows_2;
+        _S42 = rows_2;
     }
     else
     {
-        uint _S42 = __ldg((&(batch_0)[offset_1]));
-        _S41 = (U32_min(((U32_max((_S42), (first_0))) - first_0), (rows_2)));
+        uint _S43 = __ldg((&(batch_0)[offset_1]));
+        _S42 = (U32_min(((U32_max((_S43), (first_0))) - first_0), (rows_2)));
     }
-    return _S41;
+    return _S42;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -240,89 +246,89 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_1)
 {
-    Sums_0 _S43;
-    (&_S43)->halves_0 = *halves_1;
-    return _S43;
+    Sums_0 _S44;
+    (&_S44)->halves_0 = *halves_1;
+    return _S44;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S44 = make_int4 (int(0));
-    float4  _S45 = make_float4 ((float)_S44.x, (float)_S44.y, (float)_S44.z, (float)_S44.w);
-    FixedArray<float4 , 2>  _S46;
-    _S46[int(0)] = _S45;
-    _S46[int(1)] = _S45;
-    Sums_0 _S47 = Sums_x24init_0(&_S46);
-    return _S47;
+    int4  _S45 = make_int4 (int(0));
+    float4  _S46 = make_float4 ((float)_S45.x, (float)_S45.y, (float)_S45.z, (float)_S45.w);
+    FixedArray<float4 , 2>  _S47;
+    _S47[int(0)] = _S46;
+    _S47[int(1)] = _S46;
+    Sums_0 _S48 = Sums_x24init_0(&_S47);
+    return _S48;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S48 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S48;
+    uint4  _S49 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S49;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S49 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S49;
+    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S50;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S50 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
-    float4  _S51 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
-    FixedArray<float4 , 2>  _S52;
-    _S52[int(0)] = _S50;
-    _S52[int(1)] = _S51;
-    Sums_0 _S53 = Sums_x24init_0(&_S52);
-    return _S53;
+    float4  _S51 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
+    float4  _S52 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
+    FixedArray<float4 , 2>  _S53;
+    _S53[int(0)] = _S51;
+    _S53[int(1)] = _S52;
+    Sums_0 _S54 = Sums_x24init_0(&_S53);
+    return _S54;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S54 = 320U + across_0 * 5U;
-    uint4  _S55 = load_right_0(_S54, lane_2);
-    right_2[0U] = _S55;
-    uint _S56 = 320U + (across_0 + 16U) * 5U;
-    uint4  _S57 = load_right_0(_S56, lane_2);
-    right_2[1U] = _S57;
-    uint _S58 = down_0 * 5U;
-    uint4  _S59 = load_left_0(_S58, lane_2);
-    Sums_0 _S60 = (*sums_1)[0U][0U];
-    Sums_0 _S61 = multiply_add_0(_S59, _S55, &_S60);
-    (*sums_1)[0U][0U] = _S61;
-    Sums_0 _S62 = (*sums_1)[0U][1U];
-    Sums_0 _S63 = multiply_add_0(_S59, _S57, &_S62);
-    (*sums_1)[0U][1U] = _S63;
-    uint _S64 = (down_0 + 16U) * 5U;
-    uint4  _S65 = load_left_0(_S64, lane_2);
-    Sums_0 _S66 = (*sums_1)[1U][0U];
-    Sums_0 _S67 = multiply_add_0(_S65, _S55, &_S66);
-    (*sums_1)[1U][0U] = _S67;
-    Sums_0 _S68 = (*sums_1)[1U][1U];
-    Sums_0 _S69 = multiply_add_0(_S65, _S57, &_S68);
-    (*sums_1)[1U][1U] = _S69;
+    uint _S55 = 320U + across_0 * 5U;
+    uint4  _S56 = load_right_0(_S55, lane_2);
+    right_2[0U] = _S56;
+    uint _S57 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S58 = load_right_0(_S57, lane_2);
+    right_2[1U] = _S58;
+    uint _S59 = down_0 * 5U;
+    uint4  _S60 = load_left_0(_S59, lane_2);
+    Sums_0 _S61 = (*sums_1)[0U][0U];
+    Sums_0 _S62 = multiply_add_0(_S60, _S56, &_S61);
+    (*sums_1)[0U][0U] = _S62;
+    Sums_0 _S63 = (*sums_1)[0U][1U];
+    Sums_0 _S64 = multiply_add_0(_S60, _S58, &_S63);
+    (*sums_1)[0U][1U] = _S64;
+    uint _S65 = (down_0 + 16U) * 5U;
+    uint4  _S66 = load_left_0(_S65, lane_2);
+    Sums_0 _S67 = (*sums_1)[1U][0U];
+    Sums_0 _S68 = multiply_add_0(_S66, _S56, &_S67);
+    (*sums_1)[1U][0U] = _S68;
+    Sums_0 _S69 = (*sums_1)[1U][1U];
+    Sums_0 _S70 = multiply_add_0(_S66, _S58, &_S69);
+    (*sums_1)[1U][1U] = _S70;
     FixedArray<uint4 , 2>  right_3;
-    uint4  _S70 = load_right_0(_S54 + 2U, lane_2);
-    right_3[0U] = _S70;
-    uint4  _S71 = load_right_0(_S56 + 2U, lane_2);
-    right_3[1U] = _S71;
-    uint4  _S72 = load_left_0(_S58 + 2U, lane_2);
-    Sums_0 _S73 = (*sums_1)[0U][0U];
-    Sums_0 _S74 = multiply_add_0(_S72, _S70, &_S73);
-    (*sums_1)[0U][0U] = _S74;
-    Sums_0 _S75 = (*sums_1)[0U][1U];
-    Sums_0 _S76 = multiply_add_0(_S72, _S71, &_S75);
-    (*sums_1)[0U][1U] = _S76;
-    uint4  _S77 = load_left_0(_S64 + 2U, lane_2);
-    Sums_0 _S78 = (*sums_1)[1U][0U];
-    Sums_0 _S79 = multiply_add_0(_S77, _S70, &_S78);
-    (*sums_1)[1U][0U] = _S79;
-    Sums_0 _S80 = (*sums_1)[1U][1U];
-    Sums_0 _S81 = multiply_add_0(_S77, _S71, &_S80);
-    (*sums_1)[1U][1U] = _S81;
+    uint4  _S71 = load_right_0(_S55 + 2U, lane_2);
+    right_3[0U] = _S71;
+    uint4  _S72 = load_right_0(_S57 + 2U, lane_2);
+    right_3[1U] = _S72;
+    uint4  _S73 = load_left_0(_S59 + 2U, lane_2);
+    Sums_0 _S74 = (*sums_1)[0U][0U];
+    Sums_0 _S75 = multiply_add_0(_S73, _S71, &_S74);
+    (*sums_1)[0U][0U] = _S75;
+    Sums_0 _S76 = (*sums_1)[0U][1U];
+    Sums_0 _S77 = multiply_add_0(_S73, _S72, &_S76);
+    (*sums_1)[0U][1U] = _S77;
+    uint4  _S78 = load_left_0(_S65 + 2U, lane_2);
+    Sums_0 _S79 = (*sums_1)[1U][0U];
+    Sums_0 _S80 = multiply_add_0(_S78, _S71, &_S79);
+    (*sums_1)[1U][0U] = _S80;
+    Sums_0 _S81 = (*sums_1)[1U][1U];
+    Sums_0 _S82 = multiply_add_0(_S78, _S72, &_S81);
+    (*sums_1)[1U][1U] = _S82;
     return;
 }
 
@@ -343,302 +349,302 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_3, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S82 = thread_0 % 32U;
-    uint _S83 = _S82 / 4U;
-    uint _S84 = _S82 % 4U * 2U;
-    bool _S85;
+    uint _S83 = thread_0 % 32U;
+    uint _S84 = _S83 / 4U;
+    uint _S85 = _S83 % 4U * 2U;
+    bool _S86;
     if(whole_0)
     {
-        _S85 = true;
+        _S86 = true;
     }
     else
     {
-        if((place_0->row_3 + _S83) < (place_0->rows_3))
+        if((place_0->row_3 + _S84) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S84) < (place_0->columns_1);
+            _S86 = (place_0->column_2 + _S85) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S86 = false;
         }
     }
-    float _S86;
-    if(_S85)
+    float _S87;
+    if(_S86)
     {
-        uint _S87 = Place_at_0(place_0, _S83, _S84);
-        float _S88 = factor_0 * *&((&sums_2->halves_0[0U])->x);
-        float * _S89 = (&(result_3)[_S87]);
+        uint _S88 = Place_at_0(place_0, _S84, _S85);
+        float _S89 = factor_0 * *&((&sums_2->halves_0[0U])->x);
+        float * _S90 = (&(result_3)[_S88]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S87]) + _S88;
+            _S87 = *(&(result_3)[_S88]) + _S89;
         }
         else
         {
-            _S86 = _S88;
+            _S87 = _S89;
         }
-        *_S89 = _S86;
+        *_S90 = _S87;
     }
-    uint _S90 = _S82 / 4U;
-    uint _S91 = _S84 + 1U;
+    uint _S91 = _S83 / 4U;
+    uint _S92 = _S85 + 1U;
     if(whole_0)
     {
-        _S85 = true;
+        _S86 = true;
     }
     else
     {
-        if((place_0->row_3 + _S90) < (place_0->rows_3))
+        if((place_0->row_3 + _S91) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S91) < (place_0->columns_1);
+            _S86 = (place_0->column_2 + _S92) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S86 = false;
         }
     }
-    if(_S85)
+    if(_S86)
     {
-        uint _S92 = Place_at_0(place_0, _S90, _S91);
-        float _S93 = factor_0 * *&((&sums_2->halves_0[0U])->y);
-        float * _S94 = (&(result_3)[_S92]);
+        uint _S93 = Place_at_0(place_0, _S91, _S92);
+        float _S94 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        float * _S95 = (&(result_3)[_S93]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S92]) + _S93;
+            _S87 = *(&(result_3)[_S93]) + _S94;
         }
         else
         {
-            _S86 = _S93;
+            _S87 = _S94;
         }
-        *_S94 = _S86;
+        *_S95 = _S87;
     }
-    uint _S95 = _S82 / 4U + 8U;
+    uint _S96 = _S83 / 4U + 8U;
     if(whole_0)
     {
-        _S85 = true;
+        _S86 = true;
     }
     else
     {
-        if((place_0->row_3 + _S95) < (place_0->rows_3))
+        if((place_0->row_3 + _S96) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S84) < (place_0->columns_1);
+            _S86 = (place_0->column_2 + _S85) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S86 = false;
         }
     }
-    if(_S85)
+    if(_S86)
     {
-        uint _S96 = Place_at_0(place_0, _S95, _S84);
-        float _S97 = factor_0 * *&((&sums_2->halves_0[0U])->z);
-        float * _S98 = (&(result_3)[_S96]);
+        uint _S97 = Place_at_0(place_0, _S96, _S85);
+        float _S98 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        float * _S99 = (&(result_3)[_S97]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S96]) + _S97;
+            _S87 = *(&(result_3)[_S97]) + _S98;
         }
         else
         {
-            _S86 = _S97;
+            _S87 = _S98;
         }
-        *_S98 = _S86;
+        *_S99 = _S87;
     }
-    uint _S99 = _S82 / 4U + 8U;
+    uint _S100 = _S83 / 4U + 8U;
     if(whole_0)
     {
-        _S85 = true;
+        _S86 = true;
     }
     else
     {
-        if((place_0->row_3 + _S99) < (place_0->rows_3))
+        if((place_0->row_3 + _S100) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S91) < (place_0->columns_1);
+            _S86 = (place_0->column_2 + _S92) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S86 = false;
         }
     }
-    if(_S85)
+    if(_S86)
     {
-        uint _S100 = Place_at_0(place_0, _S99, _S91);
-        float _S101 = factor_0 * *&((&sums_2->halves_0[0U])->w);
-        float * _S102 = (&(result_3)[_S100]);
+        uint _S101 = Place_at_0(place_0, _S100, _S92);
+        float _S102 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        float * _S103 = (&(result_3)[_S101]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S100]) + _S101;
+            _S87 = *(&(result_3)[_S101]) + _S102;
         }
         else
         {
-            _S86 = _S101;
+            _S87 = _S102;
         }
-        *_S102 = _S86;
+        *_S103 = _S87;
     }
-    uint _S103 = _S82 / 4U;
-    uint _S104 = 8U + _S84;
+    uint _S104 = _S83 / 4U;
+    uint _S105 = 8U + _S85;
     if(whole_0)
     {
-        _S85 = true;
+        _S86 = true;
     }
     else
     {
-        if((place_0->row_3 + _S103) < (place_0->rows_3))
+        if((place_0->row_3 + _S104) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S104) < (place_0->columns_1);
+            _S86 = (place_0->column_2 + _S105) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S86 = false;
         }
     }
-    if(_S85)
+    if(_S86)
     {
-        uint _S105 = Place_at_0(place_0, _S103, _S104);
-        float _S106 = factor_0 * *&((&sums_2->halves_0[1U])->x);
-        float * _S107 = (&(result_3)[_S105]);
+        uint _S106 = Place_at_0(place_0, _S104, _S105);
+        float _S107 = factor_0 * *&((&sums_2->halves_0[1U])->x);
+        float * _S108 = (&(result_3)[_S106]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S105]) + _S106;
+            _S87 = *(&(result_3)[_S106]) + _S107;
         }
         else
         {
-            _S86 = _S106;
+            _S87 = _S107;
         }
-        *_S107 = _S86;
+        *_S108 = _S87;
     }
-    uint _S108 = _S82 / 4U;
-    uint _S109 = _S104 + 1U;
+    uint _S109 = _S83 / 4U;
+    uint _S110 = _S105 + 1U;
     if(whole_0)
     {
-        _S85 = true;
+        _S86 = true;
     }
     else
     {
-        if((place_0->row_3 + _S108) < (place_0->rows_3))
+        if((place_0->row_3 + _S109) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S109) < (place_0->columns_1);
+            _S86 = (place_0->column_2 + _S110) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S86 = false;
         }
     }
-    if(_S85)
+    if(_S86)
     {
-        uint _S110 = Place_at_0(place_0, _S108, _S109);
-        float _S111 = factor_0 * *&((&sums_2->halves_0[1U])->y);
-        float * _S112 = (&(result_3)[_S110]);
+        uint _S111 = Place_at_0(place_0, _S109, _S110);
+        float _S112 = factor_0 * *&((&sums_2->halves_0[1U])->y);
+        float * _S113 = (&(result_3)[_S111]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S110]) + _S111;
+            _S87 = *(&(result_3)[_S111]) + _S112;
         }
         else
         {
-            _S86 = _S111;
+            _S87 = _S112;
         }
-        *_S112 = _S86;
+        *_S113 = _S87;
     }
-    uint _S113 = _S82 / 4U + 8U;
+    uint _S114 = _S83 / 4U + 8U;
     if(whole_0)
     {
-        _S85 = true;
+        _S86 = true;
     }
     else
     {
-        if((place_0->row_3 + _S113) < (place_0->rows_3))
+        if((place_0->row_3 + _S114) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S104) < (place_0->columns_1);
+            _S86 = (place_0->column_2 + _S105) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S86 = false;
         }
     }
-    if(_S85)
+    if(_S86)
     {
-        uint _S114 = Place_at_0(place_0, _S113, _S104);
-        float _S115 = factor_0 * *&((&sums_2->halves_0[1U])->z);
-        float * _S116 = (&(result_3)[_S114]);
+        uint _S115 = Place_at_0(place_0, _S114, _S105);
+        float _S116 = factor_0 * *&((&sums_2->halves_0[1U])->z);
+        float * _S117 = (&(result_3)[_S115]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S114]) + _S115;
+            _S87 = *(&(result_3)[_S115]) + _S116;
         }
         else
         {
-            _S86 = _S115;
+            _S87 = _S116;
         }
-        *_S116 = _S86;
+        *_S117 = _S87;
     }
-    uint _S117 = _S82 / 4U + 8U;
+    uint _S118 = _S83 / 4U + 8U;
     if(whole_0)
     {
-        _S85 = true;
+        _S86 = true;
     }
     else
     {
-        if((place_0->row_3 + _S117) < (place_0->rows_3))
+        if((place_0->row_3 + _S118) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S109) < (place_0->columns_1);
+            _S86 = (place_0->column_2 + _S110) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S86 = false;
         }
     }
-    if(_S85)
+    if(_S86)
     {
-        uint _S118 = Place_at_0(place_0, _S117, _S109);
-        float _S119 = factor_0 * *&((&sums_2->halves_0[1U])->w);
-        float * _S120 = (&(result_3)[_S118]);
+        uint _S119 = Place_at_0(place_0, _S118, _S110);
+        float _S120 = factor_0 * *&((&sums_2->halves_0[1U])->w);
+        float * _S121 = (&(result_3)[_S119]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S118]) + _S119;
+            _S87 = *(&(result_3)[_S119]) + _S120;
         }
         else
         {
-            _S86 = _S119;
+            _S87 = _S120;
         }
-        *_S120 = _S86;
+        *_S121 = _S87;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_5, StructuredBuffer<uint4 > weight_1, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S121 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S122 = (_S121 + 64U - 1U) / 64U;
-    uint _S123 = group_number_0(group_1);
-    uint _S124 = p_1->n_0;
-    if(_S123 >= (_S122 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S122 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S123 = (_S122 + 64U - 1U) / 64U;
+    uint _S124 = group_number_0(group_1);
+    uint _S125 = p_1->n_0;
+    if(_S124 >= (_S123 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S125 = _S123 % _S122;
-    uint _S126 = _S125 * 64U;
-    uint _S127 = _S123 / _S122;
-    uint _S128 = _S127 * 64U;
-    uint _S129 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S130 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S131 = thread_1 / 4U;
-    uint _S132 = thread_1 % 4U;
+    uint _S126 = _S124 % _S123;
+    uint _S127 = _S126 * 64U;
+    uint _S128 = _S124 / _S123;
+    uint _S129 = _S128 * 64U;
+    uint _S130 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S131 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S132 = thread_1 / 4U;
+    uint _S133 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_4 = x_5;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S126;
-    (&operands_0)->side_0 = _S128;
-    (&operands_0)->rows_1 = _S121;
+    (&operands_0)->top_0 = _S127;
+    (&operands_0)->side_0 = _S129;
+    (&operands_0)->rows_1 = _S122;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S133 = no_sums_0();
-    sums_3[0U][0U] = _S133;
-    sums_3[0U][1U] = _S133;
-    sums_3[1U][0U] = _S133;
-    sums_3[1U][1U] = _S133;
-    Operands_0 _S134 = operands_0;
-    Parts_0 _S135 = Operands_load_0(&_S134, 0U, _S131, _S132);
+    Sums_0 _S134 = no_sums_0();
+    sums_3[0U][0U] = _S134;
+    sums_3[0U][1U] = _S134;
+    sums_3[1U][0U] = _S134;
+    sums_3[1U][1U] = _S134;
+    Operands_0 _S135 = operands_0;
+    Parts_0 _S136 = Operands_load_0(&_S135, 0U, _S132, _S133);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S135;
+    Parts_0 parts_1 = _S136;
     for(;;)
     {
-        uint _S136 = p_1->k_0;
+        uint _S137 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -646,81 +652,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S137 = parts_1;
-        Parts_store_0(&_S137, _S131, _S132);
+        Parts_0 _S138 = parts_1;
+        Parts_store_0(&_S138, _S132, _S133);
         __syncthreads();
-        uint _S138 = begin_1 + 32U;
-        uint _S139 = (U32_min((_S138), (_S136 - 32U)));
-        Operands_0 _S140 = operands_0;
-        Parts_0 _S141 = Operands_load_0(&_S140, _S139, _S131, _S132);
-        multiply_0(&sums_3, _S129, _S130, thread_1 % 32U);
+        uint _S139 = begin_1 + 32U;
+        uint _S140 = (U32_min((_S139), (_S137 - 32U)));
+        Operands_0 _S141 = operands_0;
+        Parts_0 _S142 = Operands_load_0(&_S141, _S140, _S132, _S133);
+        multiply_0(&sums_3, _S130, _S131, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S138;
-        parts_1 = _S141;
+        begin_1 = _S139;
+        parts_1 = _S142;
     }
-    bool _S142;
-    if((_S126 + 64U) <= _S121)
+    bool _S143;
+    if((_S127 + 64U) <= _S122)
     {
-        _S142 = (_S128 + 64U) <= _S124;
+        _S143 = (_S129 + 64U) <= _S125;
     }
     else
     {
-        _S142 = false;
+        _S143 = false;
     }
     Place_0 place_1;
-    uint _S143 = _S126 + _S129;
-    (&place_1)->row_3 = _S143;
-    uint _S144 = _S128 + _S130;
-    (&place_1)->column_2 = _S144;
-    (&place_1)->rows_3 = _S121;
-    (&place_1)->columns_1 = _S124;
-    uint _S145 = p_1->out_offset_0;
+    uint _S144 = _S127 + _S130;
+    (&place_1)->row_3 = _S144;
+    uint _S145 = _S129 + _S131;
+    (&place_1)->column_2 = _S145;
+    (&place_1)->rows_3 = _S122;
+    (&place_1)->columns_1 = _S125;
+    uint _S146 = p_1->out_offset_0;
     (&place_1)->offset_2 = p_1->out_offset_0;
-    uint _S146 = p_1->out_stride_0;
+    uint _S147 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S147 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S148 = sums_3[0U][0U];
-    Place_0 _S149 = place_1;
-    write_0(&_S148, 16.0f, result_4, &_S149, _S147, _S142, thread_1);
+    bool _S148 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S149 = sums_3[0U][0U];
+    Place_0 _S150 = place_1;
+    write_0(&_S149, 16.0f, result_4, &_S150, _S148, _S143, thread_1);
     Place_0 place_2;
-    (&place_2)->row_3 = _S143;
-    uint _S150 = _S144 + 16U;
-    (&place_2)->column_2 = _S150;
-    (&place_2)->rows_3 = _S121;
-    (&place_2)->columns_1 = _S124;
-    (&place_2)->offset_2 = _S145;
-    (&place_2)->stride_0 = _S146;
-    Sums_0 _S151 = sums_3[0U][1U];
-    Place_0 _S152 = place_2;
-    write_0(&_S151, 16.0f, result_4, &_S152, _S147, _S142, thread_1);
+    (&place_2)->row_3 = _S144;
+    uint _S151 = _S145 + 16U;
+    (&place_2)->column_2 = _S151;
+    (&place_2)->rows_3 = _S122;
+    (&place_2)->columns_1 = _S125;
+    (&place_2)->offset_2 = _S146;
+    (&place_2)->stride_0 = _S147;
+    Sums_0 _S152 = sums_3[0U][1U];
+    Place_0 _S153 = place_2;
+    write_0(&_S152, 16.0f, result_4, &_S153, _S148, _S143, thread_1);
     Place_0 place_3;
-    uint _S153 = _S143 + 16U;
-    (&place_3)->row_3 = _S153;
-    (&place_3)->column_2 = _S144;
-    (&place_3)->rows_3 = _S121;
-    (&place_3)->columns_1 = _S124;
-    (&place_3)->offset_2 = _S145;
-    (&place_3)->stride_0 = _S146;
-    Sums_0 _S154 = sums_3[1U][0U];
-    Place_0 _S155 = place_3;
-    write_0(&_S154, 16.0f, result_4, &_S155, _S147, _S142, thread_1);
+    uint _S154 = _S144 + 16U;
+    (&place_3)->row_3 = _S154;
+    (&place_3)->column_2 = _S145;
+    (&place_3)->rows_3 = _S122;
+    (&place_3)->columns_1 = _S125;
+    (&place_3)->offset_2 = _S146;
+    (&place_3)->stride_0 = _S147;
+    Sums_0 _S155 = sums_3[1U][0U];
+    Place_0 _S156 = place_3;
+    write_0(&_S155, 16.0f, result_4, &_S156, _S148, _S143, thread_1);
     Place_0 place_4;
-    (&place_4)->row_3 = _S153;
-    (&place_4)->column_2 = _S150;
-    (&place_4)->rows_3 = _S121;
-    (&place_4)->columns_1 = _S124;
-    (&place_4)->offset_2 = _S145;
-    (&place_4)->stride_0 = _S146;
-    Sums_0 _S156 = sums_3[1U][1U];
-    Place_0 _S157 = place_4;
-    write_0(&_S156, 16.0f, result_4, &_S157, _S147, _S142, thread_1);
+    (&place_4)->row_3 = _S154;
+    (&place_4)->column_2 = _S151;
+    (&place_4)->rows_3 = _S122;
+    (&place_4)->columns_1 = _S125;
+    (&place_4)->offset_2 = _S146;
+    (&place_4)->stride_0 = _S147;
+    Sums_0 _S157 = sums_3[1U][1U];
+    Place_0 _S158 = place_4;
+    write_0(&_S157, 16.0f, result_4, &_S158, _S148, _S143, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_bf16(StructuredBuffer<float4 > x_6, StructuredBuffer<uint4 > weight_2, RWStructuredBuffer<float> result_5, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S158 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S159 = p_2;
-    gemm_0(blockIdx, _S158, x_6, weight_2, result_5, batch_2, &_S159);
+    uint _S159 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S160 = p_2;
+    gemm_0(blockIdx, _S159, x_6, weight_2, result_5, batch_2, &_S160);
     return;
 }

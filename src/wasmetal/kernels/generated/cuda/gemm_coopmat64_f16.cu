@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
@@ -107,17 +113,17 @@ __device__ uint4  F16Eights_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = 8U * eight_0;
-    put_0(320U + _S8 + eight_0, F16Eights_decode_0(this_0->right_0[0U], _S14));
-    put_0(320U + _S11 + eight_0, F16Eights_decode_0(this_0->right_0[1U], _S14));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = 8U * eight_0;
+    put_0(320U + _S9 + eight_0, F16Eights_decode_0(this_0->right_0[0U], _S15));
+    put_0(320U + _S12 + eight_0, F16Eights_decode_0(this_0->right_0[1U], _S15));
     return;
 }
 
@@ -148,53 +154,53 @@ struct Operands_0
 
 __device__ uint4  F16Eights_fetch_0(StructuredBuffer<uint4 > words_0, uint offset_0, uint columns_0, uint row_1, uint column_1)
 {
-    uint4  _S15 = __ldg((&(words_0)[offset_0 / 4U + (row_1 * columns_0 + column_1) / 8U]));
-    return _S15;
+    uint4  _S16 = __ldg((&(words_0)[offset_0 / 4U + (row_1 * columns_0 + column_1) / 8U]));
+    return _S16;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_2, uint eight_1)
 {
-    uint _S16 = (&this_1->p_0)->x_offset_0;
-    uint _S17 = this_1->top_0 + row_2;
-    uint _S18 = this_1->rows_1 - 1U;
-    uint _S19 = (&this_1->p_0)->x_stride_0;
-    uint _S20 = 2U * eight_1;
-    uint _S21 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S17), (_S18))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S20;
+    uint _S17 = (&this_1->p_0)->x_offset_0;
+    uint _S18 = this_1->top_0 + row_2;
+    uint _S19 = this_1->rows_1 - 1U;
+    uint _S20 = (&this_1->p_0)->x_stride_0;
+    uint _S21 = 2U * eight_1;
+    uint _S22 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S18), (_S19))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S21;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S22 = this_1->x_3;
-    float4  _S23 = __ldg((&(this_1->x_3)[_S21]));
-    float4  _S24 = __ldg((&(_S22)[_S21 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S23;
-    (&parts_0)->left_0[0U][int(1)] = _S24;
-    uint _S25 = (_S16 + (U32_min((_S17 + 32U), (_S18))) * _S19 + begin_0) / 4U + _S20;
-    float4  _S26 = __ldg((&(_S22)[_S25]));
-    float4  _S27 = __ldg((&(_S22)[_S25 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S26;
-    (&parts_0)->left_0[1U][int(1)] = _S27;
-    uint _S28 = this_1->side_0 + row_2;
-    uint _S29 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint4 > _S30 = this_1->weight_0;
-    uint _S31 = (&this_1->p_0)->weight_offset_0;
-    uint _S32 = (&this_1->p_0)->k_0;
-    uint _S33 = begin_0 + 8U * eight_1;
-    (&parts_0)->right_0[0U] = F16Eights_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S28), (_S29))), _S33);
-    (&parts_0)->right_0[1U] = F16Eights_fetch_0(_S30, _S31, _S32, (U32_min((_S28 + 32U), (_S29))), _S33);
+    StructuredBuffer<float4 > _S23 = this_1->x_3;
+    float4  _S24 = __ldg((&(this_1->x_3)[_S22]));
+    float4  _S25 = __ldg((&(_S23)[_S22 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S24;
+    (&parts_0)->left_0[0U][int(1)] = _S25;
+    uint _S26 = (_S17 + (U32_min((_S18 + 32U), (_S19))) * _S20 + begin_0) / 4U + _S21;
+    float4  _S27 = __ldg((&(_S23)[_S26]));
+    float4  _S28 = __ldg((&(_S23)[_S26 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S27;
+    (&parts_0)->left_0[1U][int(1)] = _S28;
+    uint _S29 = this_1->side_0 + row_2;
+    uint _S30 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint4 > _S31 = this_1->weight_0;
+    uint _S32 = (&this_1->p_0)->weight_offset_0;
+    uint _S33 = (&this_1->p_0)->k_0;
+    uint _S34 = begin_0 + 8U * eight_1;
+    (&parts_0)->right_0[0U] = F16Eights_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S29), (_S30))), _S34);
+    (&parts_0)->right_0[1U] = F16Eights_fetch_0(_S31, _S32, _S33, (U32_min((_S29 + 32U), (_S30))), _S34);
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_0, uint rows_2)
 {
-    uint _S34;
+    uint _S35;
     if(offset_1 == 4294967295U)
     {
-        _S34 = rows_2;
+        _S35 = rows_2;
     }
     else
     {
-        uint _S35 = __ldg((&(batch_0)[offset_1]));
-        _S34 = (U32_min(((U32_max((_S35), (first_0))) - first_0), (rows_2)));
+        uint _S36 = __ldg((&(batch_0)[offset_1]));
+        _S35 = (U32_min(((U32_max((_S36), (first_0))) - first_0), (rows_2)));
     }
-    return _S34;
+    return _S35;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -209,89 +215,89 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_1)
 {
-    Sums_0 _S36;
-    (&_S36)->halves_0 = *halves_1;
-    return _S36;
+    Sums_0 _S37;
+    (&_S37)->halves_0 = *halves_1;
+    return _S37;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S37 = make_int4 (int(0));
-    float4  _S38 = make_float4 ((float)_S37.x, (float)_S37.y, (float)_S37.z, (float)_S37.w);
-    FixedArray<float4 , 2>  _S39;
-    _S39[int(0)] = _S38;
-    _S39[int(1)] = _S38;
-    Sums_0 _S40 = Sums_x24init_0(&_S39);
-    return _S40;
+    int4  _S38 = make_int4 (int(0));
+    float4  _S39 = make_float4 ((float)_S38.x, (float)_S38.y, (float)_S38.z, (float)_S38.w);
+    FixedArray<float4 , 2>  _S40;
+    _S40[int(0)] = _S39;
+    _S40[int(1)] = _S39;
+    Sums_0 _S41 = Sums_x24init_0(&_S40);
+    return _S41;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S41;
+    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S42;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S42;
+    uint4  _S43 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S43;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S43 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
-    float4  _S44 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
-    FixedArray<float4 , 2>  _S45;
-    _S45[int(0)] = _S43;
-    _S45[int(1)] = _S44;
-    Sums_0 _S46 = Sums_x24init_0(&_S45);
-    return _S46;
+    float4  _S44 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
+    float4  _S45 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
+    FixedArray<float4 , 2>  _S46;
+    _S46[int(0)] = _S44;
+    _S46[int(1)] = _S45;
+    Sums_0 _S47 = Sums_x24init_0(&_S46);
+    return _S47;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S47 = 320U + across_0 * 5U;
-    uint4  _S48 = load_right_0(_S47, lane_2);
-    right_2[0U] = _S48;
-    uint _S49 = 320U + (across_0 + 16U) * 5U;
-    uint4  _S50 = load_right_0(_S49, lane_2);
-    right_2[1U] = _S50;
-    uint _S51 = down_0 * 5U;
-    uint4  _S52 = load_left_0(_S51, lane_2);
-    Sums_0 _S53 = (*sums_1)[0U][0U];
-    Sums_0 _S54 = multiply_add_0(_S52, _S48, &_S53);
-    (*sums_1)[0U][0U] = _S54;
-    Sums_0 _S55 = (*sums_1)[0U][1U];
-    Sums_0 _S56 = multiply_add_0(_S52, _S50, &_S55);
-    (*sums_1)[0U][1U] = _S56;
-    uint _S57 = (down_0 + 16U) * 5U;
-    uint4  _S58 = load_left_0(_S57, lane_2);
-    Sums_0 _S59 = (*sums_1)[1U][0U];
-    Sums_0 _S60 = multiply_add_0(_S58, _S48, &_S59);
-    (*sums_1)[1U][0U] = _S60;
-    Sums_0 _S61 = (*sums_1)[1U][1U];
-    Sums_0 _S62 = multiply_add_0(_S58, _S50, &_S61);
-    (*sums_1)[1U][1U] = _S62;
+    uint _S48 = 320U + across_0 * 5U;
+    uint4  _S49 = load_right_0(_S48, lane_2);
+    right_2[0U] = _S49;
+    uint _S50 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S51 = load_right_0(_S50, lane_2);
+    right_2[1U] = _S51;
+    uint _S52 = down_0 * 5U;
+    uint4  _S53 = load_left_0(_S52, lane_2);
+    Sums_0 _S54 = (*sums_1)[0U][0U];
+    Sums_0 _S55 = multiply_add_0(_S53, _S49, &_S54);
+    (*sums_1)[0U][0U] = _S55;
+    Sums_0 _S56 = (*sums_1)[0U][1U];
+    Sums_0 _S57 = multiply_add_0(_S53, _S51, &_S56);
+    (*sums_1)[0U][1U] = _S57;
+    uint _S58 = (down_0 + 16U) * 5U;
+    uint4  _S59 = load_left_0(_S58, lane_2);
+    Sums_0 _S60 = (*sums_1)[1U][0U];
+    Sums_0 _S61 = multiply_add_0(_S59, _S49, &_S60);
+    (*sums_1)[1U][0U] = _S61;
+    Sums_0 _S62 = (*sums_1)[1U][1U];
+    Sums_0 _S63 = multiply_add_0(_S59, _S51, &_S62);
+    (*sums_1)[1U][1U] = _S63;
     FixedArray<uint4 , 2>  right_3;
-    uint4  _S63 = load_right_0(_S47 + 2U, lane_2);
-    right_3[0U] = _S63;
-    uint4  _S64 = load_right_0(_S49 + 2U, lane_2);
-    right_3[1U] = _S64;
-    uint4  _S65 = load_left_0(_S51 + 2U, lane_2);
-    Sums_0 _S66 = (*sums_1)[0U][0U];
-    Sums_0 _S67 = multiply_add_0(_S65, _S63, &_S66);
-    (*sums_1)[0U][0U] = _S67;
-    Sums_0 _S68 = (*sums_1)[0U][1U];
-    Sums_0 _S69 = multiply_add_0(_S65, _S64, &_S68);
-    (*sums_1)[0U][1U] = _S69;
-    uint4  _S70 = load_left_0(_S57 + 2U, lane_2);
-    Sums_0 _S71 = (*sums_1)[1U][0U];
-    Sums_0 _S72 = multiply_add_0(_S70, _S63, &_S71);
-    (*sums_1)[1U][0U] = _S72;
-    Sums_0 _S73 = (*sums_1)[1U][1U];
-    Sums_0 _S74 = multiply_add_0(_S70, _S64, &_S73);
-    (*sums_1)[1U][1U] = _S74;
+    uint4  _S64 = load_right_0(_S48 + 2U, lane_2);
+    right_3[0U] = _S64;
+    uint4  _S65 = load_right_0(_S50 + 2U, lane_2);
+    right_3[1U] = _S65;
+    uint4  _S66 = load_left_0(_S52 + 2U, lane_2);
+    Sums_0 _S67 = (*sums_1)[0U][0U];
+    Sums_0 _S68 = multiply_add_0(_S66, _S64, &_S67);
+    (*sums_1)[0U][0U] = _S68;
+    Sums_0 _S69 = (*sums_1)[0U][1U];
+    Sums_0 _S70 = multiply_add_0(_S66, _S65, &_S69);
+    (*sums_1)[0U][1U] = _S70;
+    uint4  _S71 = load_left_0(_S58 + 2U, lane_2);
+    Sums_0 _S72 = (*sums_1)[1U][0U];
+    Sums_0 _S73 = multiply_add_0(_S71, _S64, &_S72);
+    (*sums_1)[1U][0U] = _S73;
+    Sums_0 _S74 = (*sums_1)[1U][1U];
+    Sums_0 _S75 = multiply_add_0(_S71, _S65, &_S74);
+    (*sums_1)[1U][1U] = _S75;
     return;
 }
 
@@ -312,302 +318,302 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S75 = thread_0 % 32U;
-    uint _S76 = _S75 / 4U;
-    uint _S77 = _S75 % 4U * 2U;
-    bool _S78;
+    uint _S76 = thread_0 % 32U;
+    uint _S77 = _S76 / 4U;
+    uint _S78 = _S76 % 4U * 2U;
+    bool _S79;
     if(whole_0)
     {
-        _S78 = true;
+        _S79 = true;
     }
     else
     {
-        if((place_0->row_3 + _S76) < (place_0->rows_3))
+        if((place_0->row_3 + _S77) < (place_0->rows_3))
         {
-            _S78 = (place_0->column_2 + _S77) < (place_0->columns_1);
+            _S79 = (place_0->column_2 + _S78) < (place_0->columns_1);
         }
         else
         {
-            _S78 = false;
+            _S79 = false;
         }
     }
-    float _S79;
-    if(_S78)
+    float _S80;
+    if(_S79)
     {
-        uint _S80 = Place_at_0(place_0, _S76, _S77);
-        float _S81 = factor_0 * *&((&sums_2->halves_0[0U])->x);
-        float * _S82 = (&(result_2)[_S80]);
+        uint _S81 = Place_at_0(place_0, _S77, _S78);
+        float _S82 = factor_0 * *&((&sums_2->halves_0[0U])->x);
+        float * _S83 = (&(result_2)[_S81]);
         if(accumulate_1)
         {
-            _S79 = *(&(result_2)[_S80]) + _S81;
+            _S80 = *(&(result_2)[_S81]) + _S82;
         }
         else
         {
-            _S79 = _S81;
+            _S80 = _S82;
         }
-        *_S82 = _S79;
+        *_S83 = _S80;
     }
-    uint _S83 = _S75 / 4U;
-    uint _S84 = _S77 + 1U;
+    uint _S84 = _S76 / 4U;
+    uint _S85 = _S78 + 1U;
     if(whole_0)
     {
-        _S78 = true;
+        _S79 = true;
     }
     else
     {
-        if((place_0->row_3 + _S83) < (place_0->rows_3))
+        if((place_0->row_3 + _S84) < (place_0->rows_3))
         {
-            _S78 = (place_0->column_2 + _S84) < (place_0->columns_1);
+            _S79 = (place_0->column_2 + _S85) < (place_0->columns_1);
         }
         else
         {
-            _S78 = false;
+            _S79 = false;
         }
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S85 = Place_at_0(place_0, _S83, _S84);
-        float _S86 = factor_0 * *&((&sums_2->halves_0[0U])->y);
-        float * _S87 = (&(result_2)[_S85]);
+        uint _S86 = Place_at_0(place_0, _S84, _S85);
+        float _S87 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        float * _S88 = (&(result_2)[_S86]);
         if(accumulate_1)
         {
-            _S79 = *(&(result_2)[_S85]) + _S86;
+            _S80 = *(&(result_2)[_S86]) + _S87;
         }
         else
         {
-            _S79 = _S86;
+            _S80 = _S87;
         }
-        *_S87 = _S79;
+        *_S88 = _S80;
     }
-    uint _S88 = _S75 / 4U + 8U;
+    uint _S89 = _S76 / 4U + 8U;
     if(whole_0)
     {
-        _S78 = true;
+        _S79 = true;
     }
     else
     {
-        if((place_0->row_3 + _S88) < (place_0->rows_3))
+        if((place_0->row_3 + _S89) < (place_0->rows_3))
         {
-            _S78 = (place_0->column_2 + _S77) < (place_0->columns_1);
+            _S79 = (place_0->column_2 + _S78) < (place_0->columns_1);
         }
         else
         {
-            _S78 = false;
+            _S79 = false;
         }
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S89 = Place_at_0(place_0, _S88, _S77);
-        float _S90 = factor_0 * *&((&sums_2->halves_0[0U])->z);
-        float * _S91 = (&(result_2)[_S89]);
+        uint _S90 = Place_at_0(place_0, _S89, _S78);
+        float _S91 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        float * _S92 = (&(result_2)[_S90]);
         if(accumulate_1)
         {
-            _S79 = *(&(result_2)[_S89]) + _S90;
+            _S80 = *(&(result_2)[_S90]) + _S91;
         }
         else
         {
-            _S79 = _S90;
+            _S80 = _S91;
         }
-        *_S91 = _S79;
+        *_S92 = _S80;
     }
-    uint _S92 = _S75 / 4U + 8U;
+    uint _S93 = _S76 / 4U + 8U;
     if(whole_0)
     {
-        _S78 = true;
+        _S79 = true;
     }
     else
     {
-        if((place_0->row_3 + _S92) < (place_0->rows_3))
+        if((place_0->row_3 + _S93) < (place_0->rows_3))
         {
-            _S78 = (place_0->column_2 + _S84) < (place_0->columns_1);
+            _S79 = (place_0->column_2 + _S85) < (place_0->columns_1);
         }
         else
         {
-            _S78 = false;
+            _S79 = false;
         }
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S93 = Place_at_0(place_0, _S92, _S84);
-        float _S94 = factor_0 * *&((&sums_2->halves_0[0U])->w);
-        float * _S95 = (&(result_2)[_S93]);
+        uint _S94 = Place_at_0(place_0, _S93, _S85);
+        float _S95 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        float * _S96 = (&(result_2)[_S94]);
         if(accumulate_1)
         {
-            _S79 = *(&(result_2)[_S93]) + _S94;
+            _S80 = *(&(result_2)[_S94]) + _S95;
         }
         else
         {
-            _S79 = _S94;
+            _S80 = _S95;
         }
-        *_S95 = _S79;
+        *_S96 = _S80;
     }
-    uint _S96 = _S75 / 4U;
-    uint _S97 = 8U + _S77;
+    uint _S97 = _S76 / 4U;
+    uint _S98 = 8U + _S78;
     if(whole_0)
     {
-        _S78 = true;
+        _S79 = true;
     }
     else
     {
-        if((place_0->row_3 + _S96) < (place_0->rows_3))
+        if((place_0->row_3 + _S97) < (place_0->rows_3))
         {
-            _S78 = (place_0->column_2 + _S97) < (place_0->columns_1);
+            _S79 = (place_0->column_2 + _S98) < (place_0->columns_1);
         }
         else
         {
-            _S78 = false;
+            _S79 = false;
         }
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S98 = Place_at_0(place_0, _S96, _S97);
-        float _S99 = factor_0 * *&((&sums_2->halves_0[1U])->x);
-        float * _S100 = (&(result_2)[_S98]);
+        uint _S99 = Place_at_0(place_0, _S97, _S98);
+        float _S100 = factor_0 * *&((&sums_2->halves_0[1U])->x);
+        float * _S101 = (&(result_2)[_S99]);
         if(accumulate_1)
         {
-            _S79 = *(&(result_2)[_S98]) + _S99;
+            _S80 = *(&(result_2)[_S99]) + _S100;
         }
         else
         {
-            _S79 = _S99;
+            _S80 = _S100;
         }
-        *_S100 = _S79;
+        *_S101 = _S80;
     }
-    uint _S101 = _S75 / 4U;
-    uint _S102 = _S97 + 1U;
+    uint _S102 = _S76 / 4U;
+    uint _S103 = _S98 + 1U;
     if(whole_0)
     {
-        _S78 = true;
+        _S79 = true;
     }
     else
     {
-        if((place_0->row_3 + _S101) < (place_0->rows_3))
+        if((place_0->row_3 + _S102) < (place_0->rows_3))
         {
-            _S78 = (place_0->column_2 + _S102) < (place_0->columns_1);
+            _S79 = (place_0->column_2 + _S103) < (place_0->columns_1);
         }
         else
         {
-            _S78 = false;
+            _S79 = false;
         }
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S103 = Place_at_0(place_0, _S101, _S102);
-        float _S104 = factor_0 * *&((&sums_2->halves_0[1U])->y);
-        float * _S105 = (&(result_2)[_S103]);
+        uint _S104 = Place_at_0(place_0, _S102, _S103);
+        float _S105 = factor_0 * *&((&sums_2->halves_0[1U])->y);
+        float * _S106 = (&(result_2)[_S104]);
         if(accumulate_1)
         {
-            _S79 = *(&(result_2)[_S103]) + _S104;
+            _S80 = *(&(result_2)[_S104]) + _S105;
         }
         else
         {
-            _S79 = _S104;
+            _S80 = _S105;
         }
-        *_S105 = _S79;
+        *_S106 = _S80;
     }
-    uint _S106 = _S75 / 4U + 8U;
+    uint _S107 = _S76 / 4U + 8U;
     if(whole_0)
     {
-        _S78 = true;
+        _S79 = true;
     }
     else
     {
-        if((place_0->row_3 + _S106) < (place_0->rows_3))
+        if((place_0->row_3 + _S107) < (place_0->rows_3))
         {
-            _S78 = (place_0->column_2 + _S97) < (place_0->columns_1);
+            _S79 = (place_0->column_2 + _S98) < (place_0->columns_1);
         }
         else
         {
-            _S78 = false;
+            _S79 = false;
         }
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S107 = Place_at_0(place_0, _S106, _S97);
-        float _S108 = factor_0 * *&((&sums_2->halves_0[1U])->z);
-        float * _S109 = (&(result_2)[_S107]);
+        uint _S108 = Place_at_0(place_0, _S107, _S98);
+        float _S109 = factor_0 * *&((&sums_2->halves_0[1U])->z);
+        float * _S110 = (&(result_2)[_S108]);
         if(accumulate_1)
         {
-            _S79 = *(&(result_2)[_S107]) + _S108;
+            _S80 = *(&(result_2)[_S108]) + _S109;
         }
         else
         {
-            _S79 = _S108;
+            _S80 = _S109;
         }
-        *_S109 = _S79;
+        *_S110 = _S80;
     }
-    uint _S110 = _S75 / 4U + 8U;
+    uint _S111 = _S76 / 4U + 8U;
     if(whole_0)
     {
-        _S78 = true;
+        _S79 = true;
     }
     else
     {
-        if((place_0->row_3 + _S110) < (place_0->rows_3))
+        if((place_0->row_3 + _S111) < (place_0->rows_3))
         {
-            _S78 = (place_0->column_2 + _S102) < (place_0->columns_1);
+            _S79 = (place_0->column_2 + _S103) < (place_0->columns_1);
         }
         else
         {
-            _S78 = false;
+            _S79 = false;
         }
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S111 = Place_at_0(place_0, _S110, _S102);
-        float _S112 = factor_0 * *&((&sums_2->halves_0[1U])->w);
-        float * _S113 = (&(result_2)[_S111]);
+        uint _S112 = Place_at_0(place_0, _S111, _S103);
+        float _S113 = factor_0 * *&((&sums_2->halves_0[1U])->w);
+        float * _S114 = (&(result_2)[_S112]);
         if(accumulate_1)
         {
-            _S79 = *(&(result_2)[_S111]) + _S112;
+            _S80 = *(&(result_2)[_S112]) + _S113;
         }
         else
         {
-            _S79 = _S112;
+            _S80 = _S113;
         }
-        *_S113 = _S79;
+        *_S114 = _S80;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint4 > weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S114 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S115 = (_S114 + 64U - 1U) / 64U;
-    uint _S116 = group_number_0(group_1);
-    uint _S117 = p_1->n_0;
-    if(_S116 >= (_S115 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S115 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S116 = (_S115 + 64U - 1U) / 64U;
+    uint _S117 = group_number_0(group_1);
+    uint _S118 = p_1->n_0;
+    if(_S117 >= (_S116 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S118 = _S116 % _S115;
-    uint _S119 = _S118 * 64U;
-    uint _S120 = _S116 / _S115;
-    uint _S121 = _S120 * 64U;
-    uint _S122 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S123 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S124 = thread_1 / 4U;
-    uint _S125 = thread_1 % 4U;
+    uint _S119 = _S117 % _S116;
+    uint _S120 = _S119 * 64U;
+    uint _S121 = _S117 / _S116;
+    uint _S122 = _S121 * 64U;
+    uint _S123 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S124 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S125 = thread_1 / 4U;
+    uint _S126 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S119;
-    (&operands_0)->side_0 = _S121;
-    (&operands_0)->rows_1 = _S114;
+    (&operands_0)->top_0 = _S120;
+    (&operands_0)->side_0 = _S122;
+    (&operands_0)->rows_1 = _S115;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S126 = no_sums_0();
-    sums_3[0U][0U] = _S126;
-    sums_3[0U][1U] = _S126;
-    sums_3[1U][0U] = _S126;
-    sums_3[1U][1U] = _S126;
-    Operands_0 _S127 = operands_0;
-    Parts_0 _S128 = Operands_load_0(&_S127, 0U, _S124, _S125);
+    Sums_0 _S127 = no_sums_0();
+    sums_3[0U][0U] = _S127;
+    sums_3[0U][1U] = _S127;
+    sums_3[1U][0U] = _S127;
+    sums_3[1U][1U] = _S127;
+    Operands_0 _S128 = operands_0;
+    Parts_0 _S129 = Operands_load_0(&_S128, 0U, _S125, _S126);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S128;
+    Parts_0 parts_1 = _S129;
     for(;;)
     {
-        uint _S129 = p_1->k_0;
+        uint _S130 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -615,81 +621,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S130 = parts_1;
-        Parts_store_0(&_S130, _S124, _S125);
+        Parts_0 _S131 = parts_1;
+        Parts_store_0(&_S131, _S125, _S126);
         __syncthreads();
-        uint _S131 = begin_1 + 32U;
-        uint _S132 = (U32_min((_S131), (_S129 - 32U)));
-        Operands_0 _S133 = operands_0;
-        Parts_0 _S134 = Operands_load_0(&_S133, _S132, _S124, _S125);
-        multiply_0(&sums_3, _S122, _S123, thread_1 % 32U);
+        uint _S132 = begin_1 + 32U;
+        uint _S133 = (U32_min((_S132), (_S130 - 32U)));
+        Operands_0 _S134 = operands_0;
+        Parts_0 _S135 = Operands_load_0(&_S134, _S133, _S125, _S126);
+        multiply_0(&sums_3, _S123, _S124, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S131;
-        parts_1 = _S134;
+        begin_1 = _S132;
+        parts_1 = _S135;
     }
-    bool _S135;
-    if((_S119 + 64U) <= _S114)
+    bool _S136;
+    if((_S120 + 64U) <= _S115)
     {
-        _S135 = (_S121 + 64U) <= _S117;
+        _S136 = (_S122 + 64U) <= _S118;
     }
     else
     {
-        _S135 = false;
+        _S136 = false;
     }
     Place_0 place_1;
-    uint _S136 = _S119 + _S122;
-    (&place_1)->row_3 = _S136;
-    uint _S137 = _S121 + _S123;
-    (&place_1)->column_2 = _S137;
-    (&place_1)->rows_3 = _S114;
-    (&place_1)->columns_1 = _S117;
-    uint _S138 = p_1->out_offset_0;
+    uint _S137 = _S120 + _S123;
+    (&place_1)->row_3 = _S137;
+    uint _S138 = _S122 + _S124;
+    (&place_1)->column_2 = _S138;
+    (&place_1)->rows_3 = _S115;
+    (&place_1)->columns_1 = _S118;
+    uint _S139 = p_1->out_offset_0;
     (&place_1)->offset_2 = p_1->out_offset_0;
-    uint _S139 = p_1->out_stride_0;
+    uint _S140 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S140 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S141 = sums_3[0U][0U];
-    Place_0 _S142 = place_1;
-    write_0(&_S141, 16.0f, result_3, &_S142, _S140, _S135, thread_1);
+    bool _S141 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S142 = sums_3[0U][0U];
+    Place_0 _S143 = place_1;
+    write_0(&_S142, 16.0f, result_3, &_S143, _S141, _S136, thread_1);
     Place_0 place_2;
-    (&place_2)->row_3 = _S136;
-    uint _S143 = _S137 + 16U;
-    (&place_2)->column_2 = _S143;
-    (&place_2)->rows_3 = _S114;
-    (&place_2)->columns_1 = _S117;
-    (&place_2)->offset_2 = _S138;
-    (&place_2)->stride_0 = _S139;
-    Sums_0 _S144 = sums_3[0U][1U];
-    Place_0 _S145 = place_2;
-    write_0(&_S144, 16.0f, result_3, &_S145, _S140, _S135, thread_1);
+    (&place_2)->row_3 = _S137;
+    uint _S144 = _S138 + 16U;
+    (&place_2)->column_2 = _S144;
+    (&place_2)->rows_3 = _S115;
+    (&place_2)->columns_1 = _S118;
+    (&place_2)->offset_2 = _S139;
+    (&place_2)->stride_0 = _S140;
+    Sums_0 _S145 = sums_3[0U][1U];
+    Place_0 _S146 = place_2;
+    write_0(&_S145, 16.0f, result_3, &_S146, _S141, _S136, thread_1);
     Place_0 place_3;
-    uint _S146 = _S136 + 16U;
-    (&place_3)->row_3 = _S146;
-    (&place_3)->column_2 = _S137;
-    (&place_3)->rows_3 = _S114;
-    (&place_3)->columns_1 = _S117;
-    (&place_3)->offset_2 = _S138;
-    (&place_3)->stride_0 = _S139;
-    Sums_0 _S147 = sums_3[1U][0U];
-    Place_0 _S148 = place_3;
-    write_0(&_S147, 16.0f, result_3, &_S148, _S140, _S135, thread_1);
+    uint _S147 = _S137 + 16U;
+    (&place_3)->row_3 = _S147;
+    (&place_3)->column_2 = _S138;
+    (&place_3)->rows_3 = _S115;
+    (&place_3)->columns_1 = _S118;
+    (&place_3)->offset_2 = _S139;
+    (&place_3)->stride_0 = _S140;
+    Sums_0 _S148 = sums_3[1U][0U];
+    Place_0 _S149 = place_3;
+    write_0(&_S148, 16.0f, result_3, &_S149, _S141, _S136, thread_1);
     Place_0 place_4;
-    (&place_4)->row_3 = _S146;
-    (&place_4)->column_2 = _S143;
-    (&place_4)->rows_3 = _S114;
-    (&place_4)->columns_1 = _S117;
-    (&place_4)->offset_2 = _S138;
-    (&place_4)->stride_0 = _S139;
-    Sums_0 _S149 = sums_3[1U][1U];
-    Place_0 _S150 = place_4;
-    write_0(&_S149, 16.0f, result_3, &_S150, _S140, _S135, thread_1);
+    (&place_4)->row_3 = _S147;
+    (&place_4)->column_2 = _S144;
+    (&place_4)->rows_3 = _S115;
+    (&place_4)->columns_1 = _S118;
+    (&place_4)->offset_2 = _S139;
+    (&place_4)->stride_0 = _S140;
+    Sums_0 _S150 = sums_3[1U][1U];
+    Place_0 _S151 = place_4;
+    write_0(&_S150, 16.0f, result_3, &_S151, _S141, _S136, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_f16(StructuredBuffer<float4 > x_5, StructuredBuffer<uint4 > weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S151 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S152 = p_2;
-    gemm_0(blockIdx, _S151, x_5, weight_2, result_4, batch_2, &_S152);
+    uint _S152 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S153 = p_2;
+    gemm_0(blockIdx, _S152, x_5, weight_2, result_4, batch_2, &_S153);
     return;
 }

@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
@@ -107,17 +113,17 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = 8U * eight_0;
-    put_0(320U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S14));
-    put_0(320U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S14));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = 8U * eight_0;
+    put_0(320U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S15));
+    put_0(320U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S15));
     return;
 }
 
@@ -148,110 +154,110 @@ struct Operands_0
 
 __device__ uint word_at_byte_0(StructuredBuffer<uint> words_0, uint offset_0, uint byte_0)
 {
-    uint _S15 = offset_0 + byte_0 / 4U;
-    uint _S16 = byte_0 % 4U * 8U;
-    uint _S17;
-    if(_S16 == 0U)
+    uint _S16 = offset_0 + byte_0 / 4U;
+    uint _S17 = byte_0 % 4U * 8U;
+    uint _S18;
+    if(_S17 == 0U)
     {
-        uint _S18 = __ldg((&(words_0)[_S15]));
-        _S17 = _S18;
+        uint _S19 = __ldg((&(words_0)[_S16]));
+        _S18 = _S19;
     }
     else
     {
-        uint _S19 = __ldg((&(words_0)[_S15]));
-        uint _S20 = _S19 >> _S16;
-        uint _S21 = __ldg((&(words_0)[_S15 + 1U]));
-        _S17 = _S20 | (_S21 << (32U - _S16));
+        uint _S20 = __ldg((&(words_0)[_S16]));
+        uint _S21 = _S20 >> _S17;
+        uint _S22 = __ldg((&(words_0)[_S16 + 1U]));
+        _S18 = _S21 | (_S22 << (32U - _S17));
     }
-    return _S17;
+    return _S18;
 }
 
 __device__ float fp4_scale_0(StructuredBuffer<uint> words_1, uint offset_1, uint byte_1)
 {
-    uint _S22 = __ldg((&(words_1)[offset_1 + byte_1 / 4U]));
-    uint _S23 = (_S22 >> (byte_1 % 4U * 8U)) & 255U;
-    uint _S24;
-    if(_S23 < 2U)
+    uint _S23 = __ldg((&(words_1)[offset_1 + byte_1 / 4U]));
+    uint _S24 = (_S23 >> (byte_1 % 4U * 8U)) & 255U;
+    uint _S25;
+    if(_S24 < 2U)
     {
-        _S24 = uint(int(2097152) << _S23);
+        _S25 = uint(int(2097152) << _S24);
     }
     else
     {
-        _S24 = (_S23 - 1U) << int(23);
+        _S25 = (_S24 - 1U) << int(23);
     }
-    return (U32_asfloat((_S24)));
+    return (U32_asfloat((_S25)));
 }
 
 __device__ float4  doubled_fp4_0(uint word_0)
 {
-    uint4  _S25 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24));
-    uint4  _S26 = _S25 % make_uint4 (8U);
-    uint4  _S27 = (make_uint4 (3362009616U) >> (_S26 * make_uint4 (4U))) & make_uint4 (15U);
-    int4  _S28 = make_int4 ((int)_S27.x, (int)_S27.y, (int)_S27.z, (int)_S27.w);
-    uint4  _S29 = (_S25 >> make_uint4 (int(2))) & make_uint4 (2U);
-    int4  _S30 = make_int4 ((int)_S29.x, (int)_S29.y, (int)_S29.z, (int)_S29.w);
-    int4  _S31 = _S28 * (make_int4 (int(1)) - _S30);
-    float4  _S32 = make_float4 ((float)_S31.x, (float)_S31.y, (float)_S31.z, (float)_S31.w);
-    return _S32;
+    uint4  _S26 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24));
+    uint4  _S27 = _S26 % make_uint4 (8U);
+    uint4  _S28 = (make_uint4 (3362009616U) >> (_S27 * make_uint4 (4U))) & make_uint4 (15U);
+    int4  _S29 = make_int4 ((int)_S28.x, (int)_S28.y, (int)_S28.z, (int)_S28.w);
+    uint4  _S30 = (_S26 >> make_uint4 (int(2))) & make_uint4 (2U);
+    int4  _S31 = make_int4 ((int)_S30.x, (int)_S30.y, (int)_S30.z, (int)_S30.w);
+    int4  _S32 = _S29 * (make_int4 (int(1)) - _S31);
+    float4  _S33 = make_float4 ((float)_S32.x, (float)_S32.y, (float)_S32.z, (float)_S32.w);
+    return _S33;
 }
 
 __device__ float4  MXFP4_four_0(StructuredBuffer<uint> words_2, uint offset_2, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S33 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 17U;
-    return make_float4 (fp4_scale_0(words_2, offset_2, _S33)) * doubled_fp4_0((word_at_byte_0(words_2, offset_2, _S33 + 1U + column_1 % 16U)) >> (column_1 % 32U / 16U * 4U));
+    uint _S34 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 17U;
+    return make_float4 (fp4_scale_0(words_2, offset_2, _S34)) * doubled_fp4_0((word_at_byte_0(words_2, offset_2, _S34 + 1U + column_1 % 16U)) >> (column_1 % 32U / 16U * 4U));
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S34 = eight_halves_0(MXFP4_four_0(words_3, offset_3, columns_1, row_2, column_2), MXFP4_four_0(words_3, offset_3, columns_1, row_2, column_2 + 4U));
-    return _S34;
+    uint4  _S35 = eight_halves_0(MXFP4_four_0(words_3, offset_3, columns_1, row_2, column_2), MXFP4_four_0(words_3, offset_3, columns_1, row_2, column_2 + 4U));
+    return _S35;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S35 = (&this_1->p_0)->x_offset_0;
-    uint _S36 = this_1->top_0 + row_3;
-    uint _S37 = this_1->rows_1 - 1U;
-    uint _S38 = (&this_1->p_0)->x_stride_0;
-    uint _S39 = 2U * eight_1;
-    uint _S40 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S36), (_S37))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S39;
+    uint _S36 = (&this_1->p_0)->x_offset_0;
+    uint _S37 = this_1->top_0 + row_3;
+    uint _S38 = this_1->rows_1 - 1U;
+    uint _S39 = (&this_1->p_0)->x_stride_0;
+    uint _S40 = 2U * eight_1;
+    uint _S41 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S37), (_S38))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S40;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S41 = this_1->x_3;
-    float4  _S42 = __ldg((&(this_1->x_3)[_S40]));
-    float4  _S43 = __ldg((&(_S41)[_S40 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S42;
-    (&parts_0)->left_0[0U][int(1)] = _S43;
-    uint _S44 = (_S35 + (U32_min((_S36 + 32U), (_S37))) * _S38 + begin_0) / 4U + _S39;
-    float4  _S45 = __ldg((&(_S41)[_S44]));
-    float4  _S46 = __ldg((&(_S41)[_S44 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S45;
-    (&parts_0)->left_0[1U][int(1)] = _S46;
-    uint _S47 = this_1->side_0 + row_3;
-    uint _S48 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S49 = this_1->weight_0;
-    uint _S50 = (&this_1->p_0)->weight_offset_0;
-    uint _S51 = (&this_1->p_0)->k_0;
-    uint _S52 = begin_0 + 8U * eight_1;
-    uint4  _S53 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S47), (_S48))), _S52);
-    (&parts_0)->right_0[0U] = _S53;
-    uint4  _S54 = Others_fetch_0(_S49, _S50, _S51, (U32_min((_S47 + 32U), (_S48))), _S52);
-    (&parts_0)->right_0[1U] = _S54;
+    StructuredBuffer<float4 > _S42 = this_1->x_3;
+    float4  _S43 = __ldg((&(this_1->x_3)[_S41]));
+    float4  _S44 = __ldg((&(_S42)[_S41 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S43;
+    (&parts_0)->left_0[0U][int(1)] = _S44;
+    uint _S45 = (_S36 + (U32_min((_S37 + 32U), (_S38))) * _S39 + begin_0) / 4U + _S40;
+    float4  _S46 = __ldg((&(_S42)[_S45]));
+    float4  _S47 = __ldg((&(_S42)[_S45 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S46;
+    (&parts_0)->left_0[1U][int(1)] = _S47;
+    uint _S48 = this_1->side_0 + row_3;
+    uint _S49 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S50 = this_1->weight_0;
+    uint _S51 = (&this_1->p_0)->weight_offset_0;
+    uint _S52 = (&this_1->p_0)->k_0;
+    uint _S53 = begin_0 + 8U * eight_1;
+    uint4  _S54 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S48), (_S49))), _S53);
+    (&parts_0)->right_0[0U] = _S54;
+    uint4  _S55 = Others_fetch_0(_S50, _S51, _S52, (U32_min((_S48 + 32U), (_S49))), _S53);
+    (&parts_0)->right_0[1U] = _S55;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_0, uint rows_2)
 {
-    uint _S55;
+    uint _S56;
     if(offset_4 == 4294967295U)
     {
-        _S55 = rows_2;
+        _S56 = rows_2;
     }
     else
     {
-        uint _S56 = __ldg((&(batch_0)[offset_4]));
-        _S55 = (U32_min(((U32_max((_S56), (first_0))) - first_0), (rows_2)));
+        uint _S57 = __ldg((&(batch_0)[offset_4]));
+        _S56 = (U32_min(((U32_max((_S57), (first_0))) - first_0), (rows_2)));
     }
-    return _S55;
+    return _S56;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -266,89 +272,89 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_1)
 {
-    Sums_0 _S57;
-    (&_S57)->halves_0 = *halves_1;
-    return _S57;
+    Sums_0 _S58;
+    (&_S58)->halves_0 = *halves_1;
+    return _S58;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S58 = make_int4 (int(0));
-    float4  _S59 = make_float4 ((float)_S58.x, (float)_S58.y, (float)_S58.z, (float)_S58.w);
-    FixedArray<float4 , 2>  _S60;
-    _S60[int(0)] = _S59;
-    _S60[int(1)] = _S59;
-    Sums_0 _S61 = Sums_x24init_0(&_S60);
-    return _S61;
+    int4  _S59 = make_int4 (int(0));
+    float4  _S60 = make_float4 ((float)_S59.x, (float)_S59.y, (float)_S59.z, (float)_S59.w);
+    FixedArray<float4 , 2>  _S61;
+    _S61[int(0)] = _S60;
+    _S61[int(1)] = _S60;
+    Sums_0 _S62 = Sums_x24init_0(&_S61);
+    return _S62;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S62 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S62;
+    uint4  _S63 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S63;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S63 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S63;
+    uint4  _S64 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S64;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S64 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
-    float4  _S65 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
-    FixedArray<float4 , 2>  _S66;
-    _S66[int(0)] = _S64;
-    _S66[int(1)] = _S65;
-    Sums_0 _S67 = Sums_x24init_0(&_S66);
-    return _S67;
+    float4  _S65 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
+    float4  _S66 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
+    FixedArray<float4 , 2>  _S67;
+    _S67[int(0)] = _S65;
+    _S67[int(1)] = _S66;
+    Sums_0 _S68 = Sums_x24init_0(&_S67);
+    return _S68;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S68 = 320U + across_0 * 5U;
-    uint4  _S69 = load_right_0(_S68, lane_2);
-    right_2[0U] = _S69;
-    uint _S70 = 320U + (across_0 + 16U) * 5U;
-    uint4  _S71 = load_right_0(_S70, lane_2);
-    right_2[1U] = _S71;
-    uint _S72 = down_0 * 5U;
-    uint4  _S73 = load_left_0(_S72, lane_2);
-    Sums_0 _S74 = (*sums_1)[0U][0U];
-    Sums_0 _S75 = multiply_add_0(_S73, _S69, &_S74);
-    (*sums_1)[0U][0U] = _S75;
-    Sums_0 _S76 = (*sums_1)[0U][1U];
-    Sums_0 _S77 = multiply_add_0(_S73, _S71, &_S76);
-    (*sums_1)[0U][1U] = _S77;
-    uint _S78 = (down_0 + 16U) * 5U;
-    uint4  _S79 = load_left_0(_S78, lane_2);
-    Sums_0 _S80 = (*sums_1)[1U][0U];
-    Sums_0 _S81 = multiply_add_0(_S79, _S69, &_S80);
-    (*sums_1)[1U][0U] = _S81;
-    Sums_0 _S82 = (*sums_1)[1U][1U];
-    Sums_0 _S83 = multiply_add_0(_S79, _S71, &_S82);
-    (*sums_1)[1U][1U] = _S83;
+    uint _S69 = 320U + across_0 * 5U;
+    uint4  _S70 = load_right_0(_S69, lane_2);
+    right_2[0U] = _S70;
+    uint _S71 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S72 = load_right_0(_S71, lane_2);
+    right_2[1U] = _S72;
+    uint _S73 = down_0 * 5U;
+    uint4  _S74 = load_left_0(_S73, lane_2);
+    Sums_0 _S75 = (*sums_1)[0U][0U];
+    Sums_0 _S76 = multiply_add_0(_S74, _S70, &_S75);
+    (*sums_1)[0U][0U] = _S76;
+    Sums_0 _S77 = (*sums_1)[0U][1U];
+    Sums_0 _S78 = multiply_add_0(_S74, _S72, &_S77);
+    (*sums_1)[0U][1U] = _S78;
+    uint _S79 = (down_0 + 16U) * 5U;
+    uint4  _S80 = load_left_0(_S79, lane_2);
+    Sums_0 _S81 = (*sums_1)[1U][0U];
+    Sums_0 _S82 = multiply_add_0(_S80, _S70, &_S81);
+    (*sums_1)[1U][0U] = _S82;
+    Sums_0 _S83 = (*sums_1)[1U][1U];
+    Sums_0 _S84 = multiply_add_0(_S80, _S72, &_S83);
+    (*sums_1)[1U][1U] = _S84;
     FixedArray<uint4 , 2>  right_3;
-    uint4  _S84 = load_right_0(_S68 + 2U, lane_2);
-    right_3[0U] = _S84;
-    uint4  _S85 = load_right_0(_S70 + 2U, lane_2);
-    right_3[1U] = _S85;
-    uint4  _S86 = load_left_0(_S72 + 2U, lane_2);
-    Sums_0 _S87 = (*sums_1)[0U][0U];
-    Sums_0 _S88 = multiply_add_0(_S86, _S84, &_S87);
-    (*sums_1)[0U][0U] = _S88;
-    Sums_0 _S89 = (*sums_1)[0U][1U];
-    Sums_0 _S90 = multiply_add_0(_S86, _S85, &_S89);
-    (*sums_1)[0U][1U] = _S90;
-    uint4  _S91 = load_left_0(_S78 + 2U, lane_2);
-    Sums_0 _S92 = (*sums_1)[1U][0U];
-    Sums_0 _S93 = multiply_add_0(_S91, _S84, &_S92);
-    (*sums_1)[1U][0U] = _S93;
-    Sums_0 _S94 = (*sums_1)[1U][1U];
-    Sums_0 _S95 = multiply_add_0(_S91, _S85, &_S94);
-    (*sums_1)[1U][1U] = _S95;
+    uint4  _S85 = load_right_0(_S69 + 2U, lane_2);
+    right_3[0U] = _S85;
+    uint4  _S86 = load_right_0(_S71 + 2U, lane_2);
+    right_3[1U] = _S86;
+    uint4  _S87 = load_left_0(_S73 + 2U, lane_2);
+    Sums_0 _S88 = (*sums_1)[0U][0U];
+    Sums_0 _S89 = multiply_add_0(_S87, _S85, &_S88);
+    (*sums_1)[0U][0U] = _S89;
+    Sums_0 _S90 = (*sums_1)[0U][1U];
+    Sums_0 _S91 = multiply_add_0(_S87, _S86, &_S90);
+    (*sums_1)[0U][1U] = _S91;
+    uint4  _S92 = load_left_0(_S79 + 2U, lane_2);
+    Sums_0 _S93 = (*sums_1)[1U][0U];
+    Sums_0 _S94 = multiply_add_0(_S92, _S85, &_S93);
+    (*sums_1)[1U][0U] = _S94;
+    Sums_0 _S95 = (*sums_1)[1U][1U];
+    Sums_0 _S96 = multiply_add_0(_S92, _S86, &_S95);
+    (*sums_1)[1U][1U] = _S96;
     return;
 }
 
@@ -369,302 +375,302 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S96 = thread_0 % 32U;
-    uint _S97 = _S96 / 4U;
-    uint _S98 = _S96 % 4U * 2U;
-    bool _S99;
+    uint _S97 = thread_0 % 32U;
+    uint _S98 = _S97 / 4U;
+    uint _S99 = _S97 % 4U * 2U;
+    bool _S100;
     if(whole_0)
     {
-        _S99 = true;
+        _S100 = true;
     }
     else
     {
-        if((place_0->row_4 + _S97) < (place_0->rows_3))
+        if((place_0->row_4 + _S98) < (place_0->rows_3))
         {
-            _S99 = (place_0->column_3 + _S98) < (place_0->columns_2);
+            _S100 = (place_0->column_3 + _S99) < (place_0->columns_2);
         }
         else
         {
-            _S99 = false;
+            _S100 = false;
         }
     }
-    float _S100;
-    if(_S99)
+    float _S101;
+    if(_S100)
     {
-        uint _S101 = Place_at_0(place_0, _S97, _S98);
-        float _S102 = factor_0 * *&((&sums_2->halves_0[0U])->x);
-        float * _S103 = (&(result_2)[_S101]);
+        uint _S102 = Place_at_0(place_0, _S98, _S99);
+        float _S103 = factor_0 * *&((&sums_2->halves_0[0U])->x);
+        float * _S104 = (&(result_2)[_S102]);
         if(accumulate_1)
         {
-            _S100 = *(&(result_2)[_S101]) + _S102;
+            _S101 = *(&(result_2)[_S102]) + _S103;
         }
         else
         {
-            _S100 = _S102;
+            _S101 = _S103;
         }
-        *_S103 = _S100;
+        *_S104 = _S101;
     }
-    uint _S104 = _S96 / 4U;
-    uint _S105 = _S98 + 1U;
+    uint _S105 = _S97 / 4U;
+    uint _S106 = _S99 + 1U;
     if(whole_0)
     {
-        _S99 = true;
+        _S100 = true;
     }
     else
     {
-        if((place_0->row_4 + _S104) < (place_0->rows_3))
+        if((place_0->row_4 + _S105) < (place_0->rows_3))
         {
-            _S99 = (place_0->column_3 + _S105) < (place_0->columns_2);
+            _S100 = (place_0->column_3 + _S106) < (place_0->columns_2);
         }
         else
         {
-            _S99 = false;
+            _S100 = false;
         }
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S106 = Place_at_0(place_0, _S104, _S105);
-        float _S107 = factor_0 * *&((&sums_2->halves_0[0U])->y);
-        float * _S108 = (&(result_2)[_S106]);
+        uint _S107 = Place_at_0(place_0, _S105, _S106);
+        float _S108 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        float * _S109 = (&(result_2)[_S107]);
         if(accumulate_1)
         {
-            _S100 = *(&(result_2)[_S106]) + _S107;
+            _S101 = *(&(result_2)[_S107]) + _S108;
         }
         else
         {
-            _S100 = _S107;
+            _S101 = _S108;
         }
-        *_S108 = _S100;
+        *_S109 = _S101;
     }
-    uint _S109 = _S96 / 4U + 8U;
+    uint _S110 = _S97 / 4U + 8U;
     if(whole_0)
     {
-        _S99 = true;
+        _S100 = true;
     }
     else
     {
-        if((place_0->row_4 + _S109) < (place_0->rows_3))
+        if((place_0->row_4 + _S110) < (place_0->rows_3))
         {
-            _S99 = (place_0->column_3 + _S98) < (place_0->columns_2);
+            _S100 = (place_0->column_3 + _S99) < (place_0->columns_2);
         }
         else
         {
-            _S99 = false;
+            _S100 = false;
         }
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S110 = Place_at_0(place_0, _S109, _S98);
-        float _S111 = factor_0 * *&((&sums_2->halves_0[0U])->z);
-        float * _S112 = (&(result_2)[_S110]);
+        uint _S111 = Place_at_0(place_0, _S110, _S99);
+        float _S112 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        float * _S113 = (&(result_2)[_S111]);
         if(accumulate_1)
         {
-            _S100 = *(&(result_2)[_S110]) + _S111;
+            _S101 = *(&(result_2)[_S111]) + _S112;
         }
         else
         {
-            _S100 = _S111;
+            _S101 = _S112;
         }
-        *_S112 = _S100;
+        *_S113 = _S101;
     }
-    uint _S113 = _S96 / 4U + 8U;
+    uint _S114 = _S97 / 4U + 8U;
     if(whole_0)
     {
-        _S99 = true;
+        _S100 = true;
     }
     else
     {
-        if((place_0->row_4 + _S113) < (place_0->rows_3))
+        if((place_0->row_4 + _S114) < (place_0->rows_3))
         {
-            _S99 = (place_0->column_3 + _S105) < (place_0->columns_2);
+            _S100 = (place_0->column_3 + _S106) < (place_0->columns_2);
         }
         else
         {
-            _S99 = false;
+            _S100 = false;
         }
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S114 = Place_at_0(place_0, _S113, _S105);
-        float _S115 = factor_0 * *&((&sums_2->halves_0[0U])->w);
-        float * _S116 = (&(result_2)[_S114]);
+        uint _S115 = Place_at_0(place_0, _S114, _S106);
+        float _S116 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        float * _S117 = (&(result_2)[_S115]);
         if(accumulate_1)
         {
-            _S100 = *(&(result_2)[_S114]) + _S115;
+            _S101 = *(&(result_2)[_S115]) + _S116;
         }
         else
         {
-            _S100 = _S115;
+            _S101 = _S116;
         }
-        *_S116 = _S100;
+        *_S117 = _S101;
     }
-    uint _S117 = _S96 / 4U;
-    uint _S118 = 8U + _S98;
+    uint _S118 = _S97 / 4U;
+    uint _S119 = 8U + _S99;
     if(whole_0)
     {
-        _S99 = true;
+        _S100 = true;
     }
     else
     {
-        if((place_0->row_4 + _S117) < (place_0->rows_3))
+        if((place_0->row_4 + _S118) < (place_0->rows_3))
         {
-            _S99 = (place_0->column_3 + _S118) < (place_0->columns_2);
+            _S100 = (place_0->column_3 + _S119) < (place_0->columns_2);
         }
         else
         {
-            _S99 = false;
+            _S100 = false;
         }
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S119 = Place_at_0(place_0, _S117, _S118);
-        float _S120 = factor_0 * *&((&sums_2->halves_0[1U])->x);
-        float * _S121 = (&(result_2)[_S119]);
+        uint _S120 = Place_at_0(place_0, _S118, _S119);
+        float _S121 = factor_0 * *&((&sums_2->halves_0[1U])->x);
+        float * _S122 = (&(result_2)[_S120]);
         if(accumulate_1)
         {
-            _S100 = *(&(result_2)[_S119]) + _S120;
+            _S101 = *(&(result_2)[_S120]) + _S121;
         }
         else
         {
-            _S100 = _S120;
+            _S101 = _S121;
         }
-        *_S121 = _S100;
+        *_S122 = _S101;
     }
-    uint _S122 = _S96 / 4U;
-    uint _S123 = _S118 + 1U;
+    uint _S123 = _S97 / 4U;
+    uint _S124 = _S119 + 1U;
     if(whole_0)
     {
-        _S99 = true;
+        _S100 = true;
     }
     else
     {
-        if((place_0->row_4 + _S122) < (place_0->rows_3))
+        if((place_0->row_4 + _S123) < (place_0->rows_3))
         {
-            _S99 = (place_0->column_3 + _S123) < (place_0->columns_2);
+            _S100 = (place_0->column_3 + _S124) < (place_0->columns_2);
         }
         else
         {
-            _S99 = false;
+            _S100 = false;
         }
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S124 = Place_at_0(place_0, _S122, _S123);
-        float _S125 = factor_0 * *&((&sums_2->halves_0[1U])->y);
-        float * _S126 = (&(result_2)[_S124]);
+        uint _S125 = Place_at_0(place_0, _S123, _S124);
+        float _S126 = factor_0 * *&((&sums_2->halves_0[1U])->y);
+        float * _S127 = (&(result_2)[_S125]);
         if(accumulate_1)
         {
-            _S100 = *(&(result_2)[_S124]) + _S125;
+            _S101 = *(&(result_2)[_S125]) + _S126;
         }
         else
         {
-            _S100 = _S125;
+            _S101 = _S126;
         }
-        *_S126 = _S100;
+        *_S127 = _S101;
     }
-    uint _S127 = _S96 / 4U + 8U;
+    uint _S128 = _S97 / 4U + 8U;
     if(whole_0)
     {
-        _S99 = true;
+        _S100 = true;
     }
     else
     {
-        if((place_0->row_4 + _S127) < (place_0->rows_3))
+        if((place_0->row_4 + _S128) < (place_0->rows_3))
         {
-            _S99 = (place_0->column_3 + _S118) < (place_0->columns_2);
+            _S100 = (place_0->column_3 + _S119) < (place_0->columns_2);
         }
         else
         {
-            _S99 = false;
+            _S100 = false;
         }
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S128 = Place_at_0(place_0, _S127, _S118);
-        float _S129 = factor_0 * *&((&sums_2->halves_0[1U])->z);
-        float * _S130 = (&(result_2)[_S128]);
+        uint _S129 = Place_at_0(place_0, _S128, _S119);
+        float _S130 = factor_0 * *&((&sums_2->halves_0[1U])->z);
+        float * _S131 = (&(result_2)[_S129]);
         if(accumulate_1)
         {
-            _S100 = *(&(result_2)[_S128]) + _S129;
+            _S101 = *(&(result_2)[_S129]) + _S130;
         }
         else
         {
-            _S100 = _S129;
+            _S101 = _S130;
         }
-        *_S130 = _S100;
+        *_S131 = _S101;
     }
-    uint _S131 = _S96 / 4U + 8U;
+    uint _S132 = _S97 / 4U + 8U;
     if(whole_0)
     {
-        _S99 = true;
+        _S100 = true;
     }
     else
     {
-        if((place_0->row_4 + _S131) < (place_0->rows_3))
+        if((place_0->row_4 + _S132) < (place_0->rows_3))
         {
-            _S99 = (place_0->column_3 + _S123) < (place_0->columns_2);
+            _S100 = (place_0->column_3 + _S124) < (place_0->columns_2);
         }
         else
         {
-            _S99 = false;
+            _S100 = false;
         }
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S132 = Place_at_0(place_0, _S131, _S123);
-        float _S133 = factor_0 * *&((&sums_2->halves_0[1U])->w);
-        float * _S134 = (&(result_2)[_S132]);
+        uint _S133 = Place_at_0(place_0, _S132, _S124);
+        float _S134 = factor_0 * *&((&sums_2->halves_0[1U])->w);
+        float * _S135 = (&(result_2)[_S133]);
         if(accumulate_1)
         {
-            _S100 = *(&(result_2)[_S132]) + _S133;
+            _S101 = *(&(result_2)[_S133]) + _S134;
         }
         else
         {
-            _S100 = _S133;
+            _S101 = _S134;
         }
-        *_S134 = _S100;
+        *_S135 = _S101;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S135 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S136 = (_S135 + 64U - 1U) / 64U;
-    uint _S137 = group_number_0(group_1);
-    uint _S138 = p_1->n_0;
-    if(_S137 >= (_S136 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S136 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S137 = (_S136 + 64U - 1U) / 64U;
+    uint _S138 = group_number_0(group_1);
+    uint _S139 = p_1->n_0;
+    if(_S138 >= (_S137 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S139 = _S137 % _S136;
-    uint _S140 = _S139 * 64U;
-    uint _S141 = _S137 / _S136;
-    uint _S142 = _S141 * 64U;
-    uint _S143 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S144 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S145 = thread_1 / 4U;
-    uint _S146 = thread_1 % 4U;
+    uint _S140 = _S138 % _S137;
+    uint _S141 = _S140 * 64U;
+    uint _S142 = _S138 / _S137;
+    uint _S143 = _S142 * 64U;
+    uint _S144 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S145 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S146 = thread_1 / 4U;
+    uint _S147 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S140;
-    (&operands_0)->side_0 = _S142;
-    (&operands_0)->rows_1 = _S135;
+    (&operands_0)->top_0 = _S141;
+    (&operands_0)->side_0 = _S143;
+    (&operands_0)->rows_1 = _S136;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S147 = no_sums_0();
-    sums_3[0U][0U] = _S147;
-    sums_3[0U][1U] = _S147;
-    sums_3[1U][0U] = _S147;
-    sums_3[1U][1U] = _S147;
-    Operands_0 _S148 = operands_0;
-    Parts_0 _S149 = Operands_load_0(&_S148, 0U, _S145, _S146);
+    Sums_0 _S148 = no_sums_0();
+    sums_3[0U][0U] = _S148;
+    sums_3[0U][1U] = _S148;
+    sums_3[1U][0U] = _S148;
+    sums_3[1U][1U] = _S148;
+    Operands_0 _S149 = operands_0;
+    Parts_0 _S150 = Operands_load_0(&_S149, 0U, _S146, _S147);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S149;
+    Parts_0 parts_1 = _S150;
     for(;;)
     {
-        uint _S150 = p_1->k_0;
+        uint _S151 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -672,81 +678,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S151 = parts_1;
-        Parts_store_0(&_S151, _S145, _S146);
+        Parts_0 _S152 = parts_1;
+        Parts_store_0(&_S152, _S146, _S147);
         __syncthreads();
-        uint _S152 = begin_1 + 32U;
-        uint _S153 = (U32_min((_S152), (_S150 - 32U)));
-        Operands_0 _S154 = operands_0;
-        Parts_0 _S155 = Operands_load_0(&_S154, _S153, _S145, _S146);
-        multiply_0(&sums_3, _S143, _S144, thread_1 % 32U);
+        uint _S153 = begin_1 + 32U;
+        uint _S154 = (U32_min((_S153), (_S151 - 32U)));
+        Operands_0 _S155 = operands_0;
+        Parts_0 _S156 = Operands_load_0(&_S155, _S154, _S146, _S147);
+        multiply_0(&sums_3, _S144, _S145, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S152;
-        parts_1 = _S155;
+        begin_1 = _S153;
+        parts_1 = _S156;
     }
-    bool _S156;
-    if((_S140 + 64U) <= _S135)
+    bool _S157;
+    if((_S141 + 64U) <= _S136)
     {
-        _S156 = (_S142 + 64U) <= _S138;
+        _S157 = (_S143 + 64U) <= _S139;
     }
     else
     {
-        _S156 = false;
+        _S157 = false;
     }
     Place_0 place_1;
-    uint _S157 = _S140 + _S143;
-    (&place_1)->row_4 = _S157;
-    uint _S158 = _S142 + _S144;
-    (&place_1)->column_3 = _S158;
-    (&place_1)->rows_3 = _S135;
-    (&place_1)->columns_2 = _S138;
-    uint _S159 = p_1->out_offset_0;
+    uint _S158 = _S141 + _S144;
+    (&place_1)->row_4 = _S158;
+    uint _S159 = _S143 + _S145;
+    (&place_1)->column_3 = _S159;
+    (&place_1)->rows_3 = _S136;
+    (&place_1)->columns_2 = _S139;
+    uint _S160 = p_1->out_offset_0;
     (&place_1)->offset_5 = p_1->out_offset_0;
-    uint _S160 = p_1->out_stride_0;
+    uint _S161 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S161 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S162 = sums_3[0U][0U];
-    Place_0 _S163 = place_1;
-    write_0(&_S162, 16.0f, result_3, &_S163, _S161, _S156, thread_1);
+    bool _S162 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S163 = sums_3[0U][0U];
+    Place_0 _S164 = place_1;
+    write_0(&_S163, 16.0f, result_3, &_S164, _S162, _S157, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S157;
-    uint _S164 = _S158 + 16U;
-    (&place_2)->column_3 = _S164;
-    (&place_2)->rows_3 = _S135;
-    (&place_2)->columns_2 = _S138;
-    (&place_2)->offset_5 = _S159;
-    (&place_2)->stride_0 = _S160;
-    Sums_0 _S165 = sums_3[0U][1U];
-    Place_0 _S166 = place_2;
-    write_0(&_S165, 16.0f, result_3, &_S166, _S161, _S156, thread_1);
+    (&place_2)->row_4 = _S158;
+    uint _S165 = _S159 + 16U;
+    (&place_2)->column_3 = _S165;
+    (&place_2)->rows_3 = _S136;
+    (&place_2)->columns_2 = _S139;
+    (&place_2)->offset_5 = _S160;
+    (&place_2)->stride_0 = _S161;
+    Sums_0 _S166 = sums_3[0U][1U];
+    Place_0 _S167 = place_2;
+    write_0(&_S166, 16.0f, result_3, &_S167, _S162, _S157, thread_1);
     Place_0 place_3;
-    uint _S167 = _S157 + 16U;
-    (&place_3)->row_4 = _S167;
-    (&place_3)->column_3 = _S158;
-    (&place_3)->rows_3 = _S135;
-    (&place_3)->columns_2 = _S138;
-    (&place_3)->offset_5 = _S159;
-    (&place_3)->stride_0 = _S160;
-    Sums_0 _S168 = sums_3[1U][0U];
-    Place_0 _S169 = place_3;
-    write_0(&_S168, 16.0f, result_3, &_S169, _S161, _S156, thread_1);
+    uint _S168 = _S158 + 16U;
+    (&place_3)->row_4 = _S168;
+    (&place_3)->column_3 = _S159;
+    (&place_3)->rows_3 = _S136;
+    (&place_3)->columns_2 = _S139;
+    (&place_3)->offset_5 = _S160;
+    (&place_3)->stride_0 = _S161;
+    Sums_0 _S169 = sums_3[1U][0U];
+    Place_0 _S170 = place_3;
+    write_0(&_S169, 16.0f, result_3, &_S170, _S162, _S157, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S167;
-    (&place_4)->column_3 = _S164;
-    (&place_4)->rows_3 = _S135;
-    (&place_4)->columns_2 = _S138;
-    (&place_4)->offset_5 = _S159;
-    (&place_4)->stride_0 = _S160;
-    Sums_0 _S170 = sums_3[1U][1U];
-    Place_0 _S171 = place_4;
-    write_0(&_S170, 16.0f, result_3, &_S171, _S161, _S156, thread_1);
+    (&place_4)->row_4 = _S168;
+    (&place_4)->column_3 = _S165;
+    (&place_4)->rows_3 = _S136;
+    (&place_4)->columns_2 = _S139;
+    (&place_4)->offset_5 = _S160;
+    (&place_4)->stride_0 = _S161;
+    Sums_0 _S171 = sums_3[1U][1U];
+    Place_0 _S172 = place_4;
+    write_0(&_S171, 16.0f, result_3, &_S172, _S162, _S157, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_mxfp4(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S172 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S173 = p_2;
-    gemm_0(blockIdx, _S172, x_5, weight_2, result_4, batch_2, &_S173);
+    uint _S173 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S174 = p_2;
+    gemm_0(blockIdx, _S173, x_5, weight_2, result_4, batch_2, &_S174);
     return;
 }

@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
@@ -107,17 +113,17 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = 8U * eight_0;
-    put_0(320U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S14));
-    put_0(320U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S14));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = 8U * eight_0;
+    put_0(320U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S15));
+    put_0(320U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S15));
     return;
 }
 
@@ -153,72 +159,72 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ float4  nibbles_0(uint word_1)
 {
-    uint4  _S15 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
-    float4  _S16 = make_float4 ((float)_S15.x, (float)_S15.y, (float)_S15.z, (float)_S15.w);
-    return _S16;
+    uint4  _S16 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
+    float4  _S17 = make_float4 ((float)_S16.x, (float)_S16.y, (float)_S16.z, (float)_S16.w);
+    return _S17;
 }
 
 __device__ float4  Q4_1_four_0(StructuredBuffer<uint> words_0, uint offset_0, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S17 = offset_0 + (row_1 * (columns_0 / 32U) + column_1 / 32U) * 5U;
-    uint _S18 = __ldg((&(words_0)[_S17]));
-    float2  _S19 = halves_0(_S18);
-    float _S20 = _S19.x;
-    uint _S21 = __ldg((&(words_0)[_S17 + 1U + column_1 % 16U / 4U]));
-    return make_float4 (_S20) * nibbles_0(_S21 >> (column_1 % 32U / 16U * 4U)) + make_float4 (_S19.y);
+    uint _S18 = offset_0 + (row_1 * (columns_0 / 32U) + column_1 / 32U) * 5U;
+    uint _S19 = __ldg((&(words_0)[_S18]));
+    float2  _S20 = halves_0(_S19);
+    float _S21 = _S20.x;
+    uint _S22 = __ldg((&(words_0)[_S18 + 1U + column_1 % 16U / 4U]));
+    return make_float4 (_S21) * nibbles_0(_S22 >> (column_1 % 32U / 16U * 4U)) + make_float4 (_S20.y);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S22 = eight_halves_0(Q4_1_four_0(words_1, offset_1, columns_1, row_2, column_2), Q4_1_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
-    return _S22;
+    uint4  _S23 = eight_halves_0(Q4_1_four_0(words_1, offset_1, columns_1, row_2, column_2), Q4_1_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
+    return _S23;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S23 = (&this_1->p_0)->x_offset_0;
-    uint _S24 = this_1->top_0 + row_3;
-    uint _S25 = this_1->rows_1 - 1U;
-    uint _S26 = (&this_1->p_0)->x_stride_0;
-    uint _S27 = 2U * eight_1;
-    uint _S28 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S24), (_S25))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S27;
+    uint _S24 = (&this_1->p_0)->x_offset_0;
+    uint _S25 = this_1->top_0 + row_3;
+    uint _S26 = this_1->rows_1 - 1U;
+    uint _S27 = (&this_1->p_0)->x_stride_0;
+    uint _S28 = 2U * eight_1;
+    uint _S29 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S25), (_S26))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S28;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S29 = this_1->x_3;
-    float4  _S30 = __ldg((&(this_1->x_3)[_S28]));
-    float4  _S31 = __ldg((&(_S29)[_S28 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S30;
-    (&parts_0)->left_0[0U][int(1)] = _S31;
-    uint _S32 = (_S23 + (U32_min((_S24 + 32U), (_S25))) * _S26 + begin_0) / 4U + _S27;
-    float4  _S33 = __ldg((&(_S29)[_S32]));
-    float4  _S34 = __ldg((&(_S29)[_S32 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S33;
-    (&parts_0)->left_0[1U][int(1)] = _S34;
-    uint _S35 = this_1->side_0 + row_3;
-    uint _S36 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S37 = this_1->weight_0;
-    uint _S38 = (&this_1->p_0)->weight_offset_0;
-    uint _S39 = (&this_1->p_0)->k_0;
-    uint _S40 = begin_0 + 8U * eight_1;
-    uint4  _S41 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S35), (_S36))), _S40);
-    (&parts_0)->right_0[0U] = _S41;
-    uint4  _S42 = Others_fetch_0(_S37, _S38, _S39, (U32_min((_S35 + 32U), (_S36))), _S40);
-    (&parts_0)->right_0[1U] = _S42;
+    StructuredBuffer<float4 > _S30 = this_1->x_3;
+    float4  _S31 = __ldg((&(this_1->x_3)[_S29]));
+    float4  _S32 = __ldg((&(_S30)[_S29 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S31;
+    (&parts_0)->left_0[0U][int(1)] = _S32;
+    uint _S33 = (_S24 + (U32_min((_S25 + 32U), (_S26))) * _S27 + begin_0) / 4U + _S28;
+    float4  _S34 = __ldg((&(_S30)[_S33]));
+    float4  _S35 = __ldg((&(_S30)[_S33 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S34;
+    (&parts_0)->left_0[1U][int(1)] = _S35;
+    uint _S36 = this_1->side_0 + row_3;
+    uint _S37 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S38 = this_1->weight_0;
+    uint _S39 = (&this_1->p_0)->weight_offset_0;
+    uint _S40 = (&this_1->p_0)->k_0;
+    uint _S41 = begin_0 + 8U * eight_1;
+    uint4  _S42 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S36), (_S37))), _S41);
+    (&parts_0)->right_0[0U] = _S42;
+    uint4  _S43 = Others_fetch_0(_S38, _S39, _S40, (U32_min((_S36 + 32U), (_S37))), _S41);
+    (&parts_0)->right_0[1U] = _S43;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_2)
 {
-    uint _S43;
+    uint _S44;
     if(offset_2 == 4294967295U)
     {
-        _S43 = rows_2;
+        _S44 = rows_2;
     }
     else
     {
-        uint _S44 = __ldg((&(batch_0)[offset_2]));
-        _S43 = (U32_min(((U32_max((_S44), (first_0))) - first_0), (rows_2)));
+        uint _S45 = __ldg((&(batch_0)[offset_2]));
+        _S44 = (U32_min(((U32_max((_S45), (first_0))) - first_0), (rows_2)));
     }
-    return _S43;
+    return _S44;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -233,89 +239,89 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S45;
-    (&_S45)->halves_1 = *halves_2;
-    return _S45;
+    Sums_0 _S46;
+    (&_S46)->halves_1 = *halves_2;
+    return _S46;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S46 = make_int4 (int(0));
-    float4  _S47 = make_float4 ((float)_S46.x, (float)_S46.y, (float)_S46.z, (float)_S46.w);
-    FixedArray<float4 , 2>  _S48;
-    _S48[int(0)] = _S47;
-    _S48[int(1)] = _S47;
-    Sums_0 _S49 = Sums_x24init_0(&_S48);
-    return _S49;
+    int4  _S47 = make_int4 (int(0));
+    float4  _S48 = make_float4 ((float)_S47.x, (float)_S47.y, (float)_S47.z, (float)_S47.w);
+    FixedArray<float4 , 2>  _S49;
+    _S49[int(0)] = _S48;
+    _S49[int(1)] = _S48;
+    Sums_0 _S50 = Sums_x24init_0(&_S49);
+    return _S50;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S50;
+    uint4  _S51 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S51;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S51 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S51;
+    uint4  _S52 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S52;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S52 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S53 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S54;
-    _S54[int(0)] = _S52;
-    _S54[int(1)] = _S53;
-    Sums_0 _S55 = Sums_x24init_0(&_S54);
-    return _S55;
+    float4  _S53 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S54 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S55;
+    _S55[int(0)] = _S53;
+    _S55[int(1)] = _S54;
+    Sums_0 _S56 = Sums_x24init_0(&_S55);
+    return _S56;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S56 = 320U + across_0 * 5U;
-    uint4  _S57 = load_right_0(_S56, lane_2);
-    right_2[0U] = _S57;
-    uint _S58 = 320U + (across_0 + 16U) * 5U;
-    uint4  _S59 = load_right_0(_S58, lane_2);
-    right_2[1U] = _S59;
-    uint _S60 = down_0 * 5U;
-    uint4  _S61 = load_left_0(_S60, lane_2);
-    Sums_0 _S62 = (*sums_1)[0U][0U];
-    Sums_0 _S63 = multiply_add_0(_S61, _S57, &_S62);
-    (*sums_1)[0U][0U] = _S63;
-    Sums_0 _S64 = (*sums_1)[0U][1U];
-    Sums_0 _S65 = multiply_add_0(_S61, _S59, &_S64);
-    (*sums_1)[0U][1U] = _S65;
-    uint _S66 = (down_0 + 16U) * 5U;
-    uint4  _S67 = load_left_0(_S66, lane_2);
-    Sums_0 _S68 = (*sums_1)[1U][0U];
-    Sums_0 _S69 = multiply_add_0(_S67, _S57, &_S68);
-    (*sums_1)[1U][0U] = _S69;
-    Sums_0 _S70 = (*sums_1)[1U][1U];
-    Sums_0 _S71 = multiply_add_0(_S67, _S59, &_S70);
-    (*sums_1)[1U][1U] = _S71;
+    uint _S57 = 320U + across_0 * 5U;
+    uint4  _S58 = load_right_0(_S57, lane_2);
+    right_2[0U] = _S58;
+    uint _S59 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S60 = load_right_0(_S59, lane_2);
+    right_2[1U] = _S60;
+    uint _S61 = down_0 * 5U;
+    uint4  _S62 = load_left_0(_S61, lane_2);
+    Sums_0 _S63 = (*sums_1)[0U][0U];
+    Sums_0 _S64 = multiply_add_0(_S62, _S58, &_S63);
+    (*sums_1)[0U][0U] = _S64;
+    Sums_0 _S65 = (*sums_1)[0U][1U];
+    Sums_0 _S66 = multiply_add_0(_S62, _S60, &_S65);
+    (*sums_1)[0U][1U] = _S66;
+    uint _S67 = (down_0 + 16U) * 5U;
+    uint4  _S68 = load_left_0(_S67, lane_2);
+    Sums_0 _S69 = (*sums_1)[1U][0U];
+    Sums_0 _S70 = multiply_add_0(_S68, _S58, &_S69);
+    (*sums_1)[1U][0U] = _S70;
+    Sums_0 _S71 = (*sums_1)[1U][1U];
+    Sums_0 _S72 = multiply_add_0(_S68, _S60, &_S71);
+    (*sums_1)[1U][1U] = _S72;
     FixedArray<uint4 , 2>  right_3;
-    uint4  _S72 = load_right_0(_S56 + 2U, lane_2);
-    right_3[0U] = _S72;
-    uint4  _S73 = load_right_0(_S58 + 2U, lane_2);
-    right_3[1U] = _S73;
-    uint4  _S74 = load_left_0(_S60 + 2U, lane_2);
-    Sums_0 _S75 = (*sums_1)[0U][0U];
-    Sums_0 _S76 = multiply_add_0(_S74, _S72, &_S75);
-    (*sums_1)[0U][0U] = _S76;
-    Sums_0 _S77 = (*sums_1)[0U][1U];
-    Sums_0 _S78 = multiply_add_0(_S74, _S73, &_S77);
-    (*sums_1)[0U][1U] = _S78;
-    uint4  _S79 = load_left_0(_S66 + 2U, lane_2);
-    Sums_0 _S80 = (*sums_1)[1U][0U];
-    Sums_0 _S81 = multiply_add_0(_S79, _S72, &_S80);
-    (*sums_1)[1U][0U] = _S81;
-    Sums_0 _S82 = (*sums_1)[1U][1U];
-    Sums_0 _S83 = multiply_add_0(_S79, _S73, &_S82);
-    (*sums_1)[1U][1U] = _S83;
+    uint4  _S73 = load_right_0(_S57 + 2U, lane_2);
+    right_3[0U] = _S73;
+    uint4  _S74 = load_right_0(_S59 + 2U, lane_2);
+    right_3[1U] = _S74;
+    uint4  _S75 = load_left_0(_S61 + 2U, lane_2);
+    Sums_0 _S76 = (*sums_1)[0U][0U];
+    Sums_0 _S77 = multiply_add_0(_S75, _S73, &_S76);
+    (*sums_1)[0U][0U] = _S77;
+    Sums_0 _S78 = (*sums_1)[0U][1U];
+    Sums_0 _S79 = multiply_add_0(_S75, _S74, &_S78);
+    (*sums_1)[0U][1U] = _S79;
+    uint4  _S80 = load_left_0(_S67 + 2U, lane_2);
+    Sums_0 _S81 = (*sums_1)[1U][0U];
+    Sums_0 _S82 = multiply_add_0(_S80, _S73, &_S81);
+    (*sums_1)[1U][0U] = _S82;
+    Sums_0 _S83 = (*sums_1)[1U][1U];
+    Sums_0 _S84 = multiply_add_0(_S80, _S74, &_S83);
+    (*sums_1)[1U][1U] = _S84;
     return;
 }
 
@@ -336,302 +342,302 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S84 = thread_0 % 32U;
-    uint _S85 = _S84 / 4U;
-    uint _S86 = _S84 % 4U * 2U;
-    bool _S87;
+    uint _S85 = thread_0 % 32U;
+    uint _S86 = _S85 / 4U;
+    uint _S87 = _S85 % 4U * 2U;
+    bool _S88;
     if(whole_0)
     {
-        _S87 = true;
+        _S88 = true;
     }
     else
     {
-        if((place_0->row_4 + _S85) < (place_0->rows_3))
+        if((place_0->row_4 + _S86) < (place_0->rows_3))
         {
-            _S87 = (place_0->column_3 + _S86) < (place_0->columns_2);
+            _S88 = (place_0->column_3 + _S87) < (place_0->columns_2);
         }
         else
         {
-            _S87 = false;
+            _S88 = false;
         }
     }
-    float _S88;
-    if(_S87)
+    float _S89;
+    if(_S88)
     {
-        uint _S89 = Place_at_0(place_0, _S85, _S86);
-        float _S90 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S91 = (&(result_2)[_S89]);
+        uint _S90 = Place_at_0(place_0, _S86, _S87);
+        float _S91 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S92 = (&(result_2)[_S90]);
         if(accumulate_1)
         {
-            _S88 = *(&(result_2)[_S89]) + _S90;
+            _S89 = *(&(result_2)[_S90]) + _S91;
         }
         else
         {
-            _S88 = _S90;
+            _S89 = _S91;
         }
-        *_S91 = _S88;
+        *_S92 = _S89;
     }
-    uint _S92 = _S84 / 4U;
-    uint _S93 = _S86 + 1U;
+    uint _S93 = _S85 / 4U;
+    uint _S94 = _S87 + 1U;
     if(whole_0)
     {
-        _S87 = true;
+        _S88 = true;
     }
     else
     {
-        if((place_0->row_4 + _S92) < (place_0->rows_3))
+        if((place_0->row_4 + _S93) < (place_0->rows_3))
         {
-            _S87 = (place_0->column_3 + _S93) < (place_0->columns_2);
+            _S88 = (place_0->column_3 + _S94) < (place_0->columns_2);
         }
         else
         {
-            _S87 = false;
+            _S88 = false;
         }
     }
-    if(_S87)
+    if(_S88)
     {
-        uint _S94 = Place_at_0(place_0, _S92, _S93);
-        float _S95 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S96 = (&(result_2)[_S94]);
+        uint _S95 = Place_at_0(place_0, _S93, _S94);
+        float _S96 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S97 = (&(result_2)[_S95]);
         if(accumulate_1)
         {
-            _S88 = *(&(result_2)[_S94]) + _S95;
+            _S89 = *(&(result_2)[_S95]) + _S96;
         }
         else
         {
-            _S88 = _S95;
+            _S89 = _S96;
         }
-        *_S96 = _S88;
+        *_S97 = _S89;
     }
-    uint _S97 = _S84 / 4U + 8U;
+    uint _S98 = _S85 / 4U + 8U;
     if(whole_0)
     {
-        _S87 = true;
+        _S88 = true;
     }
     else
     {
-        if((place_0->row_4 + _S97) < (place_0->rows_3))
+        if((place_0->row_4 + _S98) < (place_0->rows_3))
         {
-            _S87 = (place_0->column_3 + _S86) < (place_0->columns_2);
+            _S88 = (place_0->column_3 + _S87) < (place_0->columns_2);
         }
         else
         {
-            _S87 = false;
+            _S88 = false;
         }
     }
-    if(_S87)
+    if(_S88)
     {
-        uint _S98 = Place_at_0(place_0, _S97, _S86);
-        float _S99 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S100 = (&(result_2)[_S98]);
+        uint _S99 = Place_at_0(place_0, _S98, _S87);
+        float _S100 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S101 = (&(result_2)[_S99]);
         if(accumulate_1)
         {
-            _S88 = *(&(result_2)[_S98]) + _S99;
+            _S89 = *(&(result_2)[_S99]) + _S100;
         }
         else
         {
-            _S88 = _S99;
+            _S89 = _S100;
         }
-        *_S100 = _S88;
+        *_S101 = _S89;
     }
-    uint _S101 = _S84 / 4U + 8U;
+    uint _S102 = _S85 / 4U + 8U;
     if(whole_0)
     {
-        _S87 = true;
+        _S88 = true;
     }
     else
     {
-        if((place_0->row_4 + _S101) < (place_0->rows_3))
+        if((place_0->row_4 + _S102) < (place_0->rows_3))
         {
-            _S87 = (place_0->column_3 + _S93) < (place_0->columns_2);
+            _S88 = (place_0->column_3 + _S94) < (place_0->columns_2);
         }
         else
         {
-            _S87 = false;
+            _S88 = false;
         }
     }
-    if(_S87)
+    if(_S88)
     {
-        uint _S102 = Place_at_0(place_0, _S101, _S93);
-        float _S103 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S104 = (&(result_2)[_S102]);
+        uint _S103 = Place_at_0(place_0, _S102, _S94);
+        float _S104 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S105 = (&(result_2)[_S103]);
         if(accumulate_1)
         {
-            _S88 = *(&(result_2)[_S102]) + _S103;
+            _S89 = *(&(result_2)[_S103]) + _S104;
         }
         else
         {
-            _S88 = _S103;
+            _S89 = _S104;
         }
-        *_S104 = _S88;
+        *_S105 = _S89;
     }
-    uint _S105 = _S84 / 4U;
-    uint _S106 = 8U + _S86;
+    uint _S106 = _S85 / 4U;
+    uint _S107 = 8U + _S87;
     if(whole_0)
     {
-        _S87 = true;
+        _S88 = true;
     }
     else
     {
-        if((place_0->row_4 + _S105) < (place_0->rows_3))
+        if((place_0->row_4 + _S106) < (place_0->rows_3))
         {
-            _S87 = (place_0->column_3 + _S106) < (place_0->columns_2);
+            _S88 = (place_0->column_3 + _S107) < (place_0->columns_2);
         }
         else
         {
-            _S87 = false;
+            _S88 = false;
         }
     }
-    if(_S87)
+    if(_S88)
     {
-        uint _S107 = Place_at_0(place_0, _S105, _S106);
-        float _S108 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S109 = (&(result_2)[_S107]);
+        uint _S108 = Place_at_0(place_0, _S106, _S107);
+        float _S109 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S110 = (&(result_2)[_S108]);
         if(accumulate_1)
         {
-            _S88 = *(&(result_2)[_S107]) + _S108;
+            _S89 = *(&(result_2)[_S108]) + _S109;
         }
         else
         {
-            _S88 = _S108;
+            _S89 = _S109;
         }
-        *_S109 = _S88;
+        *_S110 = _S89;
     }
-    uint _S110 = _S84 / 4U;
-    uint _S111 = _S106 + 1U;
+    uint _S111 = _S85 / 4U;
+    uint _S112 = _S107 + 1U;
     if(whole_0)
     {
-        _S87 = true;
+        _S88 = true;
     }
     else
     {
-        if((place_0->row_4 + _S110) < (place_0->rows_3))
+        if((place_0->row_4 + _S111) < (place_0->rows_3))
         {
-            _S87 = (place_0->column_3 + _S111) < (place_0->columns_2);
+            _S88 = (place_0->column_3 + _S112) < (place_0->columns_2);
         }
         else
         {
-            _S87 = false;
+            _S88 = false;
         }
     }
-    if(_S87)
+    if(_S88)
     {
-        uint _S112 = Place_at_0(place_0, _S110, _S111);
-        float _S113 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S114 = (&(result_2)[_S112]);
+        uint _S113 = Place_at_0(place_0, _S111, _S112);
+        float _S114 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S115 = (&(result_2)[_S113]);
         if(accumulate_1)
         {
-            _S88 = *(&(result_2)[_S112]) + _S113;
+            _S89 = *(&(result_2)[_S113]) + _S114;
         }
         else
         {
-            _S88 = _S113;
+            _S89 = _S114;
         }
-        *_S114 = _S88;
+        *_S115 = _S89;
     }
-    uint _S115 = _S84 / 4U + 8U;
+    uint _S116 = _S85 / 4U + 8U;
     if(whole_0)
     {
-        _S87 = true;
+        _S88 = true;
     }
     else
     {
-        if((place_0->row_4 + _S115) < (place_0->rows_3))
+        if((place_0->row_4 + _S116) < (place_0->rows_3))
         {
-            _S87 = (place_0->column_3 + _S106) < (place_0->columns_2);
+            _S88 = (place_0->column_3 + _S107) < (place_0->columns_2);
         }
         else
         {
-            _S87 = false;
+            _S88 = false;
         }
     }
-    if(_S87)
+    if(_S88)
     {
-        uint _S116 = Place_at_0(place_0, _S115, _S106);
-        float _S117 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S118 = (&(result_2)[_S116]);
+        uint _S117 = Place_at_0(place_0, _S116, _S107);
+        float _S118 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S119 = (&(result_2)[_S117]);
         if(accumulate_1)
         {
-            _S88 = *(&(result_2)[_S116]) + _S117;
+            _S89 = *(&(result_2)[_S117]) + _S118;
         }
         else
         {
-            _S88 = _S117;
+            _S89 = _S118;
         }
-        *_S118 = _S88;
+        *_S119 = _S89;
     }
-    uint _S119 = _S84 / 4U + 8U;
+    uint _S120 = _S85 / 4U + 8U;
     if(whole_0)
     {
-        _S87 = true;
+        _S88 = true;
     }
     else
     {
-        if((place_0->row_4 + _S119) < (place_0->rows_3))
+        if((place_0->row_4 + _S120) < (place_0->rows_3))
         {
-            _S87 = (place_0->column_3 + _S111) < (place_0->columns_2);
+            _S88 = (place_0->column_3 + _S112) < (place_0->columns_2);
         }
         else
         {
-            _S87 = false;
+            _S88 = false;
         }
     }
-    if(_S87)
+    if(_S88)
     {
-        uint _S120 = Place_at_0(place_0, _S119, _S111);
-        float _S121 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S122 = (&(result_2)[_S120]);
+        uint _S121 = Place_at_0(place_0, _S120, _S112);
+        float _S122 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S123 = (&(result_2)[_S121]);
         if(accumulate_1)
         {
-            _S88 = *(&(result_2)[_S120]) + _S121;
+            _S89 = *(&(result_2)[_S121]) + _S122;
         }
         else
         {
-            _S88 = _S121;
+            _S89 = _S122;
         }
-        *_S122 = _S88;
+        *_S123 = _S89;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S123 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S124 = (_S123 + 64U - 1U) / 64U;
-    uint _S125 = group_number_0(group_1);
-    uint _S126 = p_1->n_0;
-    if(_S125 >= (_S124 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S124 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S125 = (_S124 + 64U - 1U) / 64U;
+    uint _S126 = group_number_0(group_1);
+    uint _S127 = p_1->n_0;
+    if(_S126 >= (_S125 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S127 = _S125 % _S124;
-    uint _S128 = _S127 * 64U;
-    uint _S129 = _S125 / _S124;
-    uint _S130 = _S129 * 64U;
-    uint _S131 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S132 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S133 = thread_1 / 4U;
-    uint _S134 = thread_1 % 4U;
+    uint _S128 = _S126 % _S125;
+    uint _S129 = _S128 * 64U;
+    uint _S130 = _S126 / _S125;
+    uint _S131 = _S130 * 64U;
+    uint _S132 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S133 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S134 = thread_1 / 4U;
+    uint _S135 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S128;
-    (&operands_0)->side_0 = _S130;
-    (&operands_0)->rows_1 = _S123;
+    (&operands_0)->top_0 = _S129;
+    (&operands_0)->side_0 = _S131;
+    (&operands_0)->rows_1 = _S124;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S135 = no_sums_0();
-    sums_3[0U][0U] = _S135;
-    sums_3[0U][1U] = _S135;
-    sums_3[1U][0U] = _S135;
-    sums_3[1U][1U] = _S135;
-    Operands_0 _S136 = operands_0;
-    Parts_0 _S137 = Operands_load_0(&_S136, 0U, _S133, _S134);
+    Sums_0 _S136 = no_sums_0();
+    sums_3[0U][0U] = _S136;
+    sums_3[0U][1U] = _S136;
+    sums_3[1U][0U] = _S136;
+    sums_3[1U][1U] = _S136;
+    Operands_0 _S137 = operands_0;
+    Parts_0 _S138 = Operands_load_0(&_S137, 0U, _S134, _S135);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S137;
+    Parts_0 parts_1 = _S138;
     for(;;)
     {
-        uint _S138 = p_1->k_0;
+        uint _S139 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -639,81 +645,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S139 = parts_1;
-        Parts_store_0(&_S139, _S133, _S134);
+        Parts_0 _S140 = parts_1;
+        Parts_store_0(&_S140, _S134, _S135);
         __syncthreads();
-        uint _S140 = begin_1 + 32U;
-        uint _S141 = (U32_min((_S140), (_S138 - 32U)));
-        Operands_0 _S142 = operands_0;
-        Parts_0 _S143 = Operands_load_0(&_S142, _S141, _S133, _S134);
-        multiply_0(&sums_3, _S131, _S132, thread_1 % 32U);
+        uint _S141 = begin_1 + 32U;
+        uint _S142 = (U32_min((_S141), (_S139 - 32U)));
+        Operands_0 _S143 = operands_0;
+        Parts_0 _S144 = Operands_load_0(&_S143, _S142, _S134, _S135);
+        multiply_0(&sums_3, _S132, _S133, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S140;
-        parts_1 = _S143;
+        begin_1 = _S141;
+        parts_1 = _S144;
     }
-    bool _S144;
-    if((_S128 + 64U) <= _S123)
+    bool _S145;
+    if((_S129 + 64U) <= _S124)
     {
-        _S144 = (_S130 + 64U) <= _S126;
+        _S145 = (_S131 + 64U) <= _S127;
     }
     else
     {
-        _S144 = false;
+        _S145 = false;
     }
     Place_0 place_1;
-    uint _S145 = _S128 + _S131;
-    (&place_1)->row_4 = _S145;
-    uint _S146 = _S130 + _S132;
-    (&place_1)->column_3 = _S146;
-    (&place_1)->rows_3 = _S123;
-    (&place_1)->columns_2 = _S126;
-    uint _S147 = p_1->out_offset_0;
+    uint _S146 = _S129 + _S132;
+    (&place_1)->row_4 = _S146;
+    uint _S147 = _S131 + _S133;
+    (&place_1)->column_3 = _S147;
+    (&place_1)->rows_3 = _S124;
+    (&place_1)->columns_2 = _S127;
+    uint _S148 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S148 = p_1->out_stride_0;
+    uint _S149 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S149 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S150 = sums_3[0U][0U];
-    Place_0 _S151 = place_1;
-    write_0(&_S150, 16.0f, result_3, &_S151, _S149, _S144, thread_1);
+    bool _S150 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S151 = sums_3[0U][0U];
+    Place_0 _S152 = place_1;
+    write_0(&_S151, 16.0f, result_3, &_S152, _S150, _S145, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S145;
-    uint _S152 = _S146 + 16U;
-    (&place_2)->column_3 = _S152;
-    (&place_2)->rows_3 = _S123;
-    (&place_2)->columns_2 = _S126;
-    (&place_2)->offset_3 = _S147;
-    (&place_2)->stride_0 = _S148;
-    Sums_0 _S153 = sums_3[0U][1U];
-    Place_0 _S154 = place_2;
-    write_0(&_S153, 16.0f, result_3, &_S154, _S149, _S144, thread_1);
+    (&place_2)->row_4 = _S146;
+    uint _S153 = _S147 + 16U;
+    (&place_2)->column_3 = _S153;
+    (&place_2)->rows_3 = _S124;
+    (&place_2)->columns_2 = _S127;
+    (&place_2)->offset_3 = _S148;
+    (&place_2)->stride_0 = _S149;
+    Sums_0 _S154 = sums_3[0U][1U];
+    Place_0 _S155 = place_2;
+    write_0(&_S154, 16.0f, result_3, &_S155, _S150, _S145, thread_1);
     Place_0 place_3;
-    uint _S155 = _S145 + 16U;
-    (&place_3)->row_4 = _S155;
-    (&place_3)->column_3 = _S146;
-    (&place_3)->rows_3 = _S123;
-    (&place_3)->columns_2 = _S126;
-    (&place_3)->offset_3 = _S147;
-    (&place_3)->stride_0 = _S148;
-    Sums_0 _S156 = sums_3[1U][0U];
-    Place_0 _S157 = place_3;
-    write_0(&_S156, 16.0f, result_3, &_S157, _S149, _S144, thread_1);
+    uint _S156 = _S146 + 16U;
+    (&place_3)->row_4 = _S156;
+    (&place_3)->column_3 = _S147;
+    (&place_3)->rows_3 = _S124;
+    (&place_3)->columns_2 = _S127;
+    (&place_3)->offset_3 = _S148;
+    (&place_3)->stride_0 = _S149;
+    Sums_0 _S157 = sums_3[1U][0U];
+    Place_0 _S158 = place_3;
+    write_0(&_S157, 16.0f, result_3, &_S158, _S150, _S145, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S155;
-    (&place_4)->column_3 = _S152;
-    (&place_4)->rows_3 = _S123;
-    (&place_4)->columns_2 = _S126;
-    (&place_4)->offset_3 = _S147;
-    (&place_4)->stride_0 = _S148;
-    Sums_0 _S158 = sums_3[1U][1U];
-    Place_0 _S159 = place_4;
-    write_0(&_S158, 16.0f, result_3, &_S159, _S149, _S144, thread_1);
+    (&place_4)->row_4 = _S156;
+    (&place_4)->column_3 = _S153;
+    (&place_4)->rows_3 = _S124;
+    (&place_4)->columns_2 = _S127;
+    (&place_4)->offset_3 = _S148;
+    (&place_4)->stride_0 = _S149;
+    Sums_0 _S159 = sums_3[1U][1U];
+    Place_0 _S160 = place_4;
+    write_0(&_S159, 16.0f, result_3, &_S160, _S150, _S145, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q4_1(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S160 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S161 = p_2;
-    gemm_0(blockIdx, _S160, x_5, weight_2, result_4, batch_2, &_S161);
+    uint _S161 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S162 = p_2;
+    gemm_0(blockIdx, _S161, x_5, weight_2, result_4, batch_2, &_S162);
     return;
 }

@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
@@ -107,17 +113,17 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = 8U * eight_0;
-    put_0(320U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S14));
-    put_0(320U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S14));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = 8U * eight_0;
+    put_0(320U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S15));
+    put_0(320U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S15));
     return;
 }
 
@@ -153,26 +159,26 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ uint2  scales_of_quarter_0(uint3  packed_0, uint quarter_0)
 {
-    uint _S15 = quarter_0 % 2U * 16U;
-    uint2  _S16 = uint2 {packed_0.x, packed_0.y} >> make_uint2 (_S15);
-    uint _S17 = (packed_0.z) >> _S15;
-    uint2  _S18;
+    uint _S16 = quarter_0 % 2U * 16U;
+    uint2  _S17 = uint2 {packed_0.x, packed_0.y} >> make_uint2 (_S16);
+    uint _S18 = (packed_0.z) >> _S16;
+    uint2  _S19;
     if(quarter_0 < 2U)
     {
-        _S18 = _S16 & make_uint2 (16191U);
+        _S19 = _S17 & make_uint2 (16191U);
     }
     else
     {
-        _S18 = (make_uint2 (_S17, _S17 >> int(4)) & make_uint2 (3855U)) | ((_S16 >> make_uint2 (int(2))) & make_uint2 (12336U));
+        _S19 = (make_uint2 (_S18, _S18 >> int(4)) & make_uint2 (3855U)) | ((_S17 >> make_uint2 (int(2))) & make_uint2 (12336U));
     }
-    return _S18;
+    return _S19;
 }
 
 __device__ float4  unsigned_bytes_0(uint word_1)
 {
-    uint4  _S19 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
-    float4  _S20 = make_float4 ((float)_S19.x, (float)_S19.y, (float)_S19.z, (float)_S19.w);
-    return _S20;
+    uint4  _S20 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
+    float4  _S21 = make_float4 ((float)_S20.x, (float)_S20.y, (float)_S20.z, (float)_S20.w);
+    return _S21;
 }
 
 __device__ float4  fives_0(uint low_0, uint fifths_0)
@@ -182,72 +188,72 @@ __device__ float4  fives_0(uint low_0, uint fifths_0)
 
 __device__ float4  FourOrFive_four_0(StructuredBuffer<uint> words_0, uint offset_0, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S21 = offset_0 + (row_1 * (columns_0 / 256U) + column_1 / 256U) * 36U;
-    uint _S22 = column_1 % 256U / 32U;
-    uint _S23 = __ldg((&(words_0)[_S21 + 1U]));
-    uint _S24 = __ldg((&(words_0)[_S21 + 2U]));
-    uint _S25 = __ldg((&(words_0)[_S21 + 3U]));
-    uint3  _S26 = make_uint3 (_S23, _S24, _S25);
-    uint _S27 = __ldg((&(words_0)[_S21]));
-    uint _S28 = _S22 % 2U;
-    uint2  _S29 = ((scales_of_quarter_0(_S26, _S22 / 2U)) >> make_uint2 (_S28 * 8U)) & make_uint2 (255U);
-    float2  _S30 = make_float2 ((float)_S29.x, (float)_S29.y);
-    float2  _S31 = halves_0(_S27) * _S30;
-    uint _S32 = __ldg((&(words_0)[_S21 + 4U + _S22 / 2U * 8U + column_1 % 32U / 4U]));
-    return make_float4 (_S31.x) * fives_0(_S32 >> (_S28 * 4U), 0U) - make_float4 (_S31.y);
+    uint _S22 = offset_0 + (row_1 * (columns_0 / 256U) + column_1 / 256U) * 36U;
+    uint _S23 = column_1 % 256U / 32U;
+    uint _S24 = __ldg((&(words_0)[_S22 + 1U]));
+    uint _S25 = __ldg((&(words_0)[_S22 + 2U]));
+    uint _S26 = __ldg((&(words_0)[_S22 + 3U]));
+    uint3  _S27 = make_uint3 (_S24, _S25, _S26);
+    uint _S28 = __ldg((&(words_0)[_S22]));
+    uint _S29 = _S23 % 2U;
+    uint2  _S30 = ((scales_of_quarter_0(_S27, _S23 / 2U)) >> make_uint2 (_S29 * 8U)) & make_uint2 (255U);
+    float2  _S31 = make_float2 ((float)_S30.x, (float)_S30.y);
+    float2  _S32 = halves_0(_S28) * _S31;
+    uint _S33 = __ldg((&(words_0)[_S22 + 4U + _S23 / 2U * 8U + column_1 % 32U / 4U]));
+    return make_float4 (_S32.x) * fives_0(_S33 >> (_S29 * 4U), 0U) - make_float4 (_S32.y);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S33 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_2, column_2), FourOrFive_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
-    return _S33;
+    uint4  _S34 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_2, column_2), FourOrFive_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
+    return _S34;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S34 = (&this_1->p_0)->x_offset_0;
-    uint _S35 = this_1->top_0 + row_3;
-    uint _S36 = this_1->rows_1 - 1U;
-    uint _S37 = (&this_1->p_0)->x_stride_0;
-    uint _S38 = 2U * eight_1;
-    uint _S39 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S35), (_S36))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S38;
+    uint _S35 = (&this_1->p_0)->x_offset_0;
+    uint _S36 = this_1->top_0 + row_3;
+    uint _S37 = this_1->rows_1 - 1U;
+    uint _S38 = (&this_1->p_0)->x_stride_0;
+    uint _S39 = 2U * eight_1;
+    uint _S40 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S36), (_S37))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S39;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S40 = this_1->x_3;
-    float4  _S41 = __ldg((&(this_1->x_3)[_S39]));
-    float4  _S42 = __ldg((&(_S40)[_S39 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S41;
-    (&parts_0)->left_0[0U][int(1)] = _S42;
-    uint _S43 = (_S34 + (U32_min((_S35 + 32U), (_S36))) * _S37 + begin_0) / 4U + _S38;
-    float4  _S44 = __ldg((&(_S40)[_S43]));
-    float4  _S45 = __ldg((&(_S40)[_S43 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S44;
-    (&parts_0)->left_0[1U][int(1)] = _S45;
-    uint _S46 = this_1->side_0 + row_3;
-    uint _S47 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S48 = this_1->weight_0;
-    uint _S49 = (&this_1->p_0)->weight_offset_0;
-    uint _S50 = (&this_1->p_0)->k_0;
-    uint _S51 = begin_0 + 8U * eight_1;
-    uint4  _S52 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S46), (_S47))), _S51);
-    (&parts_0)->right_0[0U] = _S52;
-    uint4  _S53 = Others_fetch_0(_S48, _S49, _S50, (U32_min((_S46 + 32U), (_S47))), _S51);
-    (&parts_0)->right_0[1U] = _S53;
+    StructuredBuffer<float4 > _S41 = this_1->x_3;
+    float4  _S42 = __ldg((&(this_1->x_3)[_S40]));
+    float4  _S43 = __ldg((&(_S41)[_S40 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S42;
+    (&parts_0)->left_0[0U][int(1)] = _S43;
+    uint _S44 = (_S35 + (U32_min((_S36 + 32U), (_S37))) * _S38 + begin_0) / 4U + _S39;
+    float4  _S45 = __ldg((&(_S41)[_S44]));
+    float4  _S46 = __ldg((&(_S41)[_S44 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S45;
+    (&parts_0)->left_0[1U][int(1)] = _S46;
+    uint _S47 = this_1->side_0 + row_3;
+    uint _S48 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S49 = this_1->weight_0;
+    uint _S50 = (&this_1->p_0)->weight_offset_0;
+    uint _S51 = (&this_1->p_0)->k_0;
+    uint _S52 = begin_0 + 8U * eight_1;
+    uint4  _S53 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S47), (_S48))), _S52);
+    (&parts_0)->right_0[0U] = _S53;
+    uint4  _S54 = Others_fetch_0(_S49, _S50, _S51, (U32_min((_S47 + 32U), (_S48))), _S52);
+    (&parts_0)->right_0[1U] = _S54;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_2)
 {
-    uint _S54;
+    uint _S55;
     if(offset_2 == 4294967295U)
     {
-        _S54 = rows_2;
+        _S55 = rows_2;
     }
     else
     {
-        uint _S55 = __ldg((&(batch_0)[offset_2]));
-        _S54 = (U32_min(((U32_max((_S55), (first_0))) - first_0), (rows_2)));
+        uint _S56 = __ldg((&(batch_0)[offset_2]));
+        _S55 = (U32_min(((U32_max((_S56), (first_0))) - first_0), (rows_2)));
     }
-    return _S54;
+    return _S55;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -262,89 +268,89 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S56;
-    (&_S56)->halves_1 = *halves_2;
-    return _S56;
+    Sums_0 _S57;
+    (&_S57)->halves_1 = *halves_2;
+    return _S57;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S57 = make_int4 (int(0));
-    float4  _S58 = make_float4 ((float)_S57.x, (float)_S57.y, (float)_S57.z, (float)_S57.w);
-    FixedArray<float4 , 2>  _S59;
-    _S59[int(0)] = _S58;
-    _S59[int(1)] = _S58;
-    Sums_0 _S60 = Sums_x24init_0(&_S59);
-    return _S60;
+    int4  _S58 = make_int4 (int(0));
+    float4  _S59 = make_float4 ((float)_S58.x, (float)_S58.y, (float)_S58.z, (float)_S58.w);
+    FixedArray<float4 , 2>  _S60;
+    _S60[int(0)] = _S59;
+    _S60[int(1)] = _S59;
+    Sums_0 _S61 = Sums_x24init_0(&_S60);
+    return _S61;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S61 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S61;
+    uint4  _S62 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S62;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S62 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S62;
+    uint4  _S63 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S63;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S63 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S64 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S65;
-    _S65[int(0)] = _S63;
-    _S65[int(1)] = _S64;
-    Sums_0 _S66 = Sums_x24init_0(&_S65);
-    return _S66;
+    float4  _S64 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S65 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S66;
+    _S66[int(0)] = _S64;
+    _S66[int(1)] = _S65;
+    Sums_0 _S67 = Sums_x24init_0(&_S66);
+    return _S67;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S67 = 320U + across_0 * 5U;
-    uint4  _S68 = load_right_0(_S67, lane_2);
-    right_2[0U] = _S68;
-    uint _S69 = 320U + (across_0 + 16U) * 5U;
-    uint4  _S70 = load_right_0(_S69, lane_2);
-    right_2[1U] = _S70;
-    uint _S71 = down_0 * 5U;
-    uint4  _S72 = load_left_0(_S71, lane_2);
-    Sums_0 _S73 = (*sums_1)[0U][0U];
-    Sums_0 _S74 = multiply_add_0(_S72, _S68, &_S73);
-    (*sums_1)[0U][0U] = _S74;
-    Sums_0 _S75 = (*sums_1)[0U][1U];
-    Sums_0 _S76 = multiply_add_0(_S72, _S70, &_S75);
-    (*sums_1)[0U][1U] = _S76;
-    uint _S77 = (down_0 + 16U) * 5U;
-    uint4  _S78 = load_left_0(_S77, lane_2);
-    Sums_0 _S79 = (*sums_1)[1U][0U];
-    Sums_0 _S80 = multiply_add_0(_S78, _S68, &_S79);
-    (*sums_1)[1U][0U] = _S80;
-    Sums_0 _S81 = (*sums_1)[1U][1U];
-    Sums_0 _S82 = multiply_add_0(_S78, _S70, &_S81);
-    (*sums_1)[1U][1U] = _S82;
+    uint _S68 = 320U + across_0 * 5U;
+    uint4  _S69 = load_right_0(_S68, lane_2);
+    right_2[0U] = _S69;
+    uint _S70 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S71 = load_right_0(_S70, lane_2);
+    right_2[1U] = _S71;
+    uint _S72 = down_0 * 5U;
+    uint4  _S73 = load_left_0(_S72, lane_2);
+    Sums_0 _S74 = (*sums_1)[0U][0U];
+    Sums_0 _S75 = multiply_add_0(_S73, _S69, &_S74);
+    (*sums_1)[0U][0U] = _S75;
+    Sums_0 _S76 = (*sums_1)[0U][1U];
+    Sums_0 _S77 = multiply_add_0(_S73, _S71, &_S76);
+    (*sums_1)[0U][1U] = _S77;
+    uint _S78 = (down_0 + 16U) * 5U;
+    uint4  _S79 = load_left_0(_S78, lane_2);
+    Sums_0 _S80 = (*sums_1)[1U][0U];
+    Sums_0 _S81 = multiply_add_0(_S79, _S69, &_S80);
+    (*sums_1)[1U][0U] = _S81;
+    Sums_0 _S82 = (*sums_1)[1U][1U];
+    Sums_0 _S83 = multiply_add_0(_S79, _S71, &_S82);
+    (*sums_1)[1U][1U] = _S83;
     FixedArray<uint4 , 2>  right_3;
-    uint4  _S83 = load_right_0(_S67 + 2U, lane_2);
-    right_3[0U] = _S83;
-    uint4  _S84 = load_right_0(_S69 + 2U, lane_2);
-    right_3[1U] = _S84;
-    uint4  _S85 = load_left_0(_S71 + 2U, lane_2);
-    Sums_0 _S86 = (*sums_1)[0U][0U];
-    Sums_0 _S87 = multiply_add_0(_S85, _S83, &_S86);
-    (*sums_1)[0U][0U] = _S87;
-    Sums_0 _S88 = (*sums_1)[0U][1U];
-    Sums_0 _S89 = multiply_add_0(_S85, _S84, &_S88);
-    (*sums_1)[0U][1U] = _S89;
-    uint4  _S90 = load_left_0(_S77 + 2U, lane_2);
-    Sums_0 _S91 = (*sums_1)[1U][0U];
-    Sums_0 _S92 = multiply_add_0(_S90, _S83, &_S91);
-    (*sums_1)[1U][0U] = _S92;
-    Sums_0 _S93 = (*sums_1)[1U][1U];
-    Sums_0 _S94 = multiply_add_0(_S90, _S84, &_S93);
-    (*sums_1)[1U][1U] = _S94;
+    uint4  _S84 = load_right_0(_S68 + 2U, lane_2);
+    right_3[0U] = _S84;
+    uint4  _S85 = load_right_0(_S70 + 2U, lane_2);
+    right_3[1U] = _S85;
+    uint4  _S86 = load_left_0(_S72 + 2U, lane_2);
+    Sums_0 _S87 = (*sums_1)[0U][0U];
+    Sums_0 _S88 = multiply_add_0(_S86, _S84, &_S87);
+    (*sums_1)[0U][0U] = _S88;
+    Sums_0 _S89 = (*sums_1)[0U][1U];
+    Sums_0 _S90 = multiply_add_0(_S86, _S85, &_S89);
+    (*sums_1)[0U][1U] = _S90;
+    uint4  _S91 = load_left_0(_S78 + 2U, lane_2);
+    Sums_0 _S92 = (*sums_1)[1U][0U];
+    Sums_0 _S93 = multiply_add_0(_S91, _S84, &_S92);
+    (*sums_1)[1U][0U] = _S93;
+    Sums_0 _S94 = (*sums_1)[1U][1U];
+    Sums_0 _S95 = multiply_add_0(_S91, _S85, &_S94);
+    (*sums_1)[1U][1U] = _S95;
     return;
 }
 
@@ -365,302 +371,302 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S95 = thread_0 % 32U;
-    uint _S96 = _S95 / 4U;
-    uint _S97 = _S95 % 4U * 2U;
-    bool _S98;
+    uint _S96 = thread_0 % 32U;
+    uint _S97 = _S96 / 4U;
+    uint _S98 = _S96 % 4U * 2U;
+    bool _S99;
     if(whole_0)
     {
-        _S98 = true;
+        _S99 = true;
     }
     else
     {
-        if((place_0->row_4 + _S96) < (place_0->rows_3))
+        if((place_0->row_4 + _S97) < (place_0->rows_3))
         {
-            _S98 = (place_0->column_3 + _S97) < (place_0->columns_2);
+            _S99 = (place_0->column_3 + _S98) < (place_0->columns_2);
         }
         else
         {
-            _S98 = false;
+            _S99 = false;
         }
     }
-    float _S99;
-    if(_S98)
+    float _S100;
+    if(_S99)
     {
-        uint _S100 = Place_at_0(place_0, _S96, _S97);
-        float _S101 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S102 = (&(result_2)[_S100]);
+        uint _S101 = Place_at_0(place_0, _S97, _S98);
+        float _S102 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S103 = (&(result_2)[_S101]);
         if(accumulate_1)
         {
-            _S99 = *(&(result_2)[_S100]) + _S101;
+            _S100 = *(&(result_2)[_S101]) + _S102;
         }
         else
         {
-            _S99 = _S101;
+            _S100 = _S102;
         }
-        *_S102 = _S99;
+        *_S103 = _S100;
     }
-    uint _S103 = _S95 / 4U;
-    uint _S104 = _S97 + 1U;
+    uint _S104 = _S96 / 4U;
+    uint _S105 = _S98 + 1U;
     if(whole_0)
     {
-        _S98 = true;
+        _S99 = true;
     }
     else
     {
-        if((place_0->row_4 + _S103) < (place_0->rows_3))
+        if((place_0->row_4 + _S104) < (place_0->rows_3))
         {
-            _S98 = (place_0->column_3 + _S104) < (place_0->columns_2);
+            _S99 = (place_0->column_3 + _S105) < (place_0->columns_2);
         }
         else
         {
-            _S98 = false;
+            _S99 = false;
         }
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S105 = Place_at_0(place_0, _S103, _S104);
-        float _S106 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S107 = (&(result_2)[_S105]);
+        uint _S106 = Place_at_0(place_0, _S104, _S105);
+        float _S107 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S108 = (&(result_2)[_S106]);
         if(accumulate_1)
         {
-            _S99 = *(&(result_2)[_S105]) + _S106;
+            _S100 = *(&(result_2)[_S106]) + _S107;
         }
         else
         {
-            _S99 = _S106;
+            _S100 = _S107;
         }
-        *_S107 = _S99;
+        *_S108 = _S100;
     }
-    uint _S108 = _S95 / 4U + 8U;
+    uint _S109 = _S96 / 4U + 8U;
     if(whole_0)
     {
-        _S98 = true;
+        _S99 = true;
     }
     else
     {
-        if((place_0->row_4 + _S108) < (place_0->rows_3))
+        if((place_0->row_4 + _S109) < (place_0->rows_3))
         {
-            _S98 = (place_0->column_3 + _S97) < (place_0->columns_2);
+            _S99 = (place_0->column_3 + _S98) < (place_0->columns_2);
         }
         else
         {
-            _S98 = false;
+            _S99 = false;
         }
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S109 = Place_at_0(place_0, _S108, _S97);
-        float _S110 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S111 = (&(result_2)[_S109]);
+        uint _S110 = Place_at_0(place_0, _S109, _S98);
+        float _S111 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S112 = (&(result_2)[_S110]);
         if(accumulate_1)
         {
-            _S99 = *(&(result_2)[_S109]) + _S110;
+            _S100 = *(&(result_2)[_S110]) + _S111;
         }
         else
         {
-            _S99 = _S110;
+            _S100 = _S111;
         }
-        *_S111 = _S99;
+        *_S112 = _S100;
     }
-    uint _S112 = _S95 / 4U + 8U;
+    uint _S113 = _S96 / 4U + 8U;
     if(whole_0)
     {
-        _S98 = true;
+        _S99 = true;
     }
     else
     {
-        if((place_0->row_4 + _S112) < (place_0->rows_3))
+        if((place_0->row_4 + _S113) < (place_0->rows_3))
         {
-            _S98 = (place_0->column_3 + _S104) < (place_0->columns_2);
+            _S99 = (place_0->column_3 + _S105) < (place_0->columns_2);
         }
         else
         {
-            _S98 = false;
+            _S99 = false;
         }
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S113 = Place_at_0(place_0, _S112, _S104);
-        float _S114 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S115 = (&(result_2)[_S113]);
+        uint _S114 = Place_at_0(place_0, _S113, _S105);
+        float _S115 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S116 = (&(result_2)[_S114]);
         if(accumulate_1)
         {
-            _S99 = *(&(result_2)[_S113]) + _S114;
+            _S100 = *(&(result_2)[_S114]) + _S115;
         }
         else
         {
-            _S99 = _S114;
+            _S100 = _S115;
         }
-        *_S115 = _S99;
+        *_S116 = _S100;
     }
-    uint _S116 = _S95 / 4U;
-    uint _S117 = 8U + _S97;
+    uint _S117 = _S96 / 4U;
+    uint _S118 = 8U + _S98;
     if(whole_0)
     {
-        _S98 = true;
+        _S99 = true;
     }
     else
     {
-        if((place_0->row_4 + _S116) < (place_0->rows_3))
+        if((place_0->row_4 + _S117) < (place_0->rows_3))
         {
-            _S98 = (place_0->column_3 + _S117) < (place_0->columns_2);
+            _S99 = (place_0->column_3 + _S118) < (place_0->columns_2);
         }
         else
         {
-            _S98 = false;
+            _S99 = false;
         }
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S118 = Place_at_0(place_0, _S116, _S117);
-        float _S119 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S120 = (&(result_2)[_S118]);
+        uint _S119 = Place_at_0(place_0, _S117, _S118);
+        float _S120 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S121 = (&(result_2)[_S119]);
         if(accumulate_1)
         {
-            _S99 = *(&(result_2)[_S118]) + _S119;
+            _S100 = *(&(result_2)[_S119]) + _S120;
         }
         else
         {
-            _S99 = _S119;
+            _S100 = _S120;
         }
-        *_S120 = _S99;
+        *_S121 = _S100;
     }
-    uint _S121 = _S95 / 4U;
-    uint _S122 = _S117 + 1U;
+    uint _S122 = _S96 / 4U;
+    uint _S123 = _S118 + 1U;
     if(whole_0)
     {
-        _S98 = true;
+        _S99 = true;
     }
     else
     {
-        if((place_0->row_4 + _S121) < (place_0->rows_3))
+        if((place_0->row_4 + _S122) < (place_0->rows_3))
         {
-            _S98 = (place_0->column_3 + _S122) < (place_0->columns_2);
+            _S99 = (place_0->column_3 + _S123) < (place_0->columns_2);
         }
         else
         {
-            _S98 = false;
+            _S99 = false;
         }
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S123 = Place_at_0(place_0, _S121, _S122);
-        float _S124 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S125 = (&(result_2)[_S123]);
+        uint _S124 = Place_at_0(place_0, _S122, _S123);
+        float _S125 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S126 = (&(result_2)[_S124]);
         if(accumulate_1)
         {
-            _S99 = *(&(result_2)[_S123]) + _S124;
+            _S100 = *(&(result_2)[_S124]) + _S125;
         }
         else
         {
-            _S99 = _S124;
+            _S100 = _S125;
         }
-        *_S125 = _S99;
+        *_S126 = _S100;
     }
-    uint _S126 = _S95 / 4U + 8U;
+    uint _S127 = _S96 / 4U + 8U;
     if(whole_0)
     {
-        _S98 = true;
+        _S99 = true;
     }
     else
     {
-        if((place_0->row_4 + _S126) < (place_0->rows_3))
+        if((place_0->row_4 + _S127) < (place_0->rows_3))
         {
-            _S98 = (place_0->column_3 + _S117) < (place_0->columns_2);
+            _S99 = (place_0->column_3 + _S118) < (place_0->columns_2);
         }
         else
         {
-            _S98 = false;
+            _S99 = false;
         }
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S127 = Place_at_0(place_0, _S126, _S117);
-        float _S128 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S129 = (&(result_2)[_S127]);
+        uint _S128 = Place_at_0(place_0, _S127, _S118);
+        float _S129 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S130 = (&(result_2)[_S128]);
         if(accumulate_1)
         {
-            _S99 = *(&(result_2)[_S127]) + _S128;
+            _S100 = *(&(result_2)[_S128]) + _S129;
         }
         else
         {
-            _S99 = _S128;
+            _S100 = _S129;
         }
-        *_S129 = _S99;
+        *_S130 = _S100;
     }
-    uint _S130 = _S95 / 4U + 8U;
+    uint _S131 = _S96 / 4U + 8U;
     if(whole_0)
     {
-        _S98 = true;
+        _S99 = true;
     }
     else
     {
-        if((place_0->row_4 + _S130) < (place_0->rows_3))
+        if((place_0->row_4 + _S131) < (place_0->rows_3))
         {
-            _S98 = (place_0->column_3 + _S122) < (place_0->columns_2);
+            _S99 = (place_0->column_3 + _S123) < (place_0->columns_2);
         }
         else
         {
-            _S98 = false;
+            _S99 = false;
         }
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S131 = Place_at_0(place_0, _S130, _S122);
-        float _S132 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S133 = (&(result_2)[_S131]);
+        uint _S132 = Place_at_0(place_0, _S131, _S123);
+        float _S133 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S134 = (&(result_2)[_S132]);
         if(accumulate_1)
         {
-            _S99 = *(&(result_2)[_S131]) + _S132;
+            _S100 = *(&(result_2)[_S132]) + _S133;
         }
         else
         {
-            _S99 = _S132;
+            _S100 = _S133;
         }
-        *_S133 = _S99;
+        *_S134 = _S100;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S134 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S135 = (_S134 + 64U - 1U) / 64U;
-    uint _S136 = group_number_0(group_1);
-    uint _S137 = p_1->n_0;
-    if(_S136 >= (_S135 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S135 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S136 = (_S135 + 64U - 1U) / 64U;
+    uint _S137 = group_number_0(group_1);
+    uint _S138 = p_1->n_0;
+    if(_S137 >= (_S136 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S138 = _S136 % _S135;
-    uint _S139 = _S138 * 64U;
-    uint _S140 = _S136 / _S135;
-    uint _S141 = _S140 * 64U;
-    uint _S142 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S143 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S144 = thread_1 / 4U;
-    uint _S145 = thread_1 % 4U;
+    uint _S139 = _S137 % _S136;
+    uint _S140 = _S139 * 64U;
+    uint _S141 = _S137 / _S136;
+    uint _S142 = _S141 * 64U;
+    uint _S143 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S144 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S145 = thread_1 / 4U;
+    uint _S146 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S139;
-    (&operands_0)->side_0 = _S141;
-    (&operands_0)->rows_1 = _S134;
+    (&operands_0)->top_0 = _S140;
+    (&operands_0)->side_0 = _S142;
+    (&operands_0)->rows_1 = _S135;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S146 = no_sums_0();
-    sums_3[0U][0U] = _S146;
-    sums_3[0U][1U] = _S146;
-    sums_3[1U][0U] = _S146;
-    sums_3[1U][1U] = _S146;
-    Operands_0 _S147 = operands_0;
-    Parts_0 _S148 = Operands_load_0(&_S147, 0U, _S144, _S145);
+    Sums_0 _S147 = no_sums_0();
+    sums_3[0U][0U] = _S147;
+    sums_3[0U][1U] = _S147;
+    sums_3[1U][0U] = _S147;
+    sums_3[1U][1U] = _S147;
+    Operands_0 _S148 = operands_0;
+    Parts_0 _S149 = Operands_load_0(&_S148, 0U, _S145, _S146);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S148;
+    Parts_0 parts_1 = _S149;
     for(;;)
     {
-        uint _S149 = p_1->k_0;
+        uint _S150 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -668,81 +674,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S150 = parts_1;
-        Parts_store_0(&_S150, _S144, _S145);
+        Parts_0 _S151 = parts_1;
+        Parts_store_0(&_S151, _S145, _S146);
         __syncthreads();
-        uint _S151 = begin_1 + 32U;
-        uint _S152 = (U32_min((_S151), (_S149 - 32U)));
-        Operands_0 _S153 = operands_0;
-        Parts_0 _S154 = Operands_load_0(&_S153, _S152, _S144, _S145);
-        multiply_0(&sums_3, _S142, _S143, thread_1 % 32U);
+        uint _S152 = begin_1 + 32U;
+        uint _S153 = (U32_min((_S152), (_S150 - 32U)));
+        Operands_0 _S154 = operands_0;
+        Parts_0 _S155 = Operands_load_0(&_S154, _S153, _S145, _S146);
+        multiply_0(&sums_3, _S143, _S144, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S151;
-        parts_1 = _S154;
+        begin_1 = _S152;
+        parts_1 = _S155;
     }
-    bool _S155;
-    if((_S139 + 64U) <= _S134)
+    bool _S156;
+    if((_S140 + 64U) <= _S135)
     {
-        _S155 = (_S141 + 64U) <= _S137;
+        _S156 = (_S142 + 64U) <= _S138;
     }
     else
     {
-        _S155 = false;
+        _S156 = false;
     }
     Place_0 place_1;
-    uint _S156 = _S139 + _S142;
-    (&place_1)->row_4 = _S156;
-    uint _S157 = _S141 + _S143;
-    (&place_1)->column_3 = _S157;
-    (&place_1)->rows_3 = _S134;
-    (&place_1)->columns_2 = _S137;
-    uint _S158 = p_1->out_offset_0;
+    uint _S157 = _S140 + _S143;
+    (&place_1)->row_4 = _S157;
+    uint _S158 = _S142 + _S144;
+    (&place_1)->column_3 = _S158;
+    (&place_1)->rows_3 = _S135;
+    (&place_1)->columns_2 = _S138;
+    uint _S159 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S159 = p_1->out_stride_0;
+    uint _S160 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S160 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S161 = sums_3[0U][0U];
-    Place_0 _S162 = place_1;
-    write_0(&_S161, 16.0f, result_3, &_S162, _S160, _S155, thread_1);
+    bool _S161 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S162 = sums_3[0U][0U];
+    Place_0 _S163 = place_1;
+    write_0(&_S162, 16.0f, result_3, &_S163, _S161, _S156, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S156;
-    uint _S163 = _S157 + 16U;
-    (&place_2)->column_3 = _S163;
-    (&place_2)->rows_3 = _S134;
-    (&place_2)->columns_2 = _S137;
-    (&place_2)->offset_3 = _S158;
-    (&place_2)->stride_0 = _S159;
-    Sums_0 _S164 = sums_3[0U][1U];
-    Place_0 _S165 = place_2;
-    write_0(&_S164, 16.0f, result_3, &_S165, _S160, _S155, thread_1);
+    (&place_2)->row_4 = _S157;
+    uint _S164 = _S158 + 16U;
+    (&place_2)->column_3 = _S164;
+    (&place_2)->rows_3 = _S135;
+    (&place_2)->columns_2 = _S138;
+    (&place_2)->offset_3 = _S159;
+    (&place_2)->stride_0 = _S160;
+    Sums_0 _S165 = sums_3[0U][1U];
+    Place_0 _S166 = place_2;
+    write_0(&_S165, 16.0f, result_3, &_S166, _S161, _S156, thread_1);
     Place_0 place_3;
-    uint _S166 = _S156 + 16U;
-    (&place_3)->row_4 = _S166;
-    (&place_3)->column_3 = _S157;
-    (&place_3)->rows_3 = _S134;
-    (&place_3)->columns_2 = _S137;
-    (&place_3)->offset_3 = _S158;
-    (&place_3)->stride_0 = _S159;
-    Sums_0 _S167 = sums_3[1U][0U];
-    Place_0 _S168 = place_3;
-    write_0(&_S167, 16.0f, result_3, &_S168, _S160, _S155, thread_1);
+    uint _S167 = _S157 + 16U;
+    (&place_3)->row_4 = _S167;
+    (&place_3)->column_3 = _S158;
+    (&place_3)->rows_3 = _S135;
+    (&place_3)->columns_2 = _S138;
+    (&place_3)->offset_3 = _S159;
+    (&place_3)->stride_0 = _S160;
+    Sums_0 _S168 = sums_3[1U][0U];
+    Place_0 _S169 = place_3;
+    write_0(&_S168, 16.0f, result_3, &_S169, _S161, _S156, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S166;
-    (&place_4)->column_3 = _S163;
-    (&place_4)->rows_3 = _S134;
-    (&place_4)->columns_2 = _S137;
-    (&place_4)->offset_3 = _S158;
-    (&place_4)->stride_0 = _S159;
-    Sums_0 _S169 = sums_3[1U][1U];
-    Place_0 _S170 = place_4;
-    write_0(&_S169, 16.0f, result_3, &_S170, _S160, _S155, thread_1);
+    (&place_4)->row_4 = _S167;
+    (&place_4)->column_3 = _S164;
+    (&place_4)->rows_3 = _S135;
+    (&place_4)->columns_2 = _S138;
+    (&place_4)->offset_3 = _S159;
+    (&place_4)->stride_0 = _S160;
+    Sums_0 _S170 = sums_3[1U][1U];
+    Place_0 _S171 = place_4;
+    write_0(&_S170, 16.0f, result_3, &_S171, _S161, _S156, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q4_k(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S171 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S172 = p_2;
-    gemm_0(blockIdx, _S171, x_5, weight_2, result_4, batch_2, &_S172);
+    uint _S172 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S173 = p_2;
+    gemm_0(blockIdx, _S172, x_5, weight_2, result_4, batch_2, &_S173);
     return;
 }

@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
@@ -107,17 +113,17 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = 8U * eight_0;
-    put_0(320U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S14));
-    put_0(320U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S14));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = 8U * eight_0;
+    put_0(320U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S15));
+    put_0(320U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S15));
     return;
 }
 
@@ -148,28 +154,28 @@ struct Operands_0
 
 __device__ uint word_at_0(StructuredBuffer<uint> words_0, uint offset_0, uint half_0)
 {
-    uint _S15 = offset_0 + half_0 / 2U;
-    uint _S16;
+    uint _S16 = offset_0 + half_0 / 2U;
+    uint _S17;
     if((half_0 % 2U) == 0U)
     {
-        uint _S17 = __ldg((&(words_0)[_S15]));
-        _S16 = _S17;
+        uint _S18 = __ldg((&(words_0)[_S16]));
+        _S17 = _S18;
     }
     else
     {
-        uint _S18 = __ldg((&(words_0)[_S15]));
-        uint _S19 = _S18 >> int(16);
-        uint _S20 = __ldg((&(words_0)[_S15 + 1U]));
-        _S16 = _S19 | (_S20 << int(16));
+        uint _S19 = __ldg((&(words_0)[_S16]));
+        uint _S20 = _S19 >> int(16);
+        uint _S21 = __ldg((&(words_0)[_S16 + 1U]));
+        _S17 = _S20 | (_S21 << int(16));
     }
-    return _S16;
+    return _S17;
 }
 
 __device__ float4  fifth_bits_0(uint bits_0)
 {
-    uint4  _S21 = make_uint4 (bits_0 << int(4), bits_0 << int(3), bits_0 << int(2), bits_0 << int(1)) & make_uint4 (16U);
-    float4  _S22 = make_float4 ((float)_S21.x, (float)_S21.y, (float)_S21.z, (float)_S21.w);
-    return _S22;
+    uint4  _S22 = make_uint4 (bits_0 << int(4), bits_0 << int(3), bits_0 << int(2), bits_0 << int(1)) & make_uint4 (16U);
+    float4  _S23 = make_float4 ((float)_S22.x, (float)_S22.y, (float)_S22.z, (float)_S22.w);
+    return _S23;
 }
 
 __device__ float2  halves_0(uint word_0)
@@ -179,75 +185,75 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_1, uint offset_1, uint half_1)
 {
-    uint _S23 = __ldg((&(words_1)[offset_1 + half_1 / 2U]));
-    return halves_0(_S23 >> (half_1 % 2U * 16U)).x;
+    uint _S24 = __ldg((&(words_1)[offset_1 + half_1 / 2U]));
+    return halves_0(_S24 >> (half_1 % 2U * 16U)).x;
 }
 
 __device__ float4  nibbles_0(uint word_1)
 {
-    uint4  _S24 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
-    float4  _S25 = make_float4 ((float)_S24.x, (float)_S24.y, (float)_S24.z, (float)_S24.w);
-    return _S25;
+    uint4  _S25 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
+    float4  _S26 = make_float4 ((float)_S25.x, (float)_S25.y, (float)_S25.z, (float)_S25.w);
+    return _S26;
 }
 
 __device__ float4  Q5_0_four_0(StructuredBuffer<uint> words_2, uint offset_2, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S26 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 11U;
-    uint _S27 = column_1 % 32U;
-    return make_float4 (half_at_0(words_2, offset_2, _S26)) * (nibbles_0((word_at_0(words_2, offset_2, _S26 + 3U + column_1 % 16U / 2U)) >> (_S27 / 16U * 4U)) + fifth_bits_0((word_at_0(words_2, offset_2, _S26 + 1U)) >> _S27) - make_float4 (16.0f));
+    uint _S27 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 11U;
+    uint _S28 = column_1 % 32U;
+    return make_float4 (half_at_0(words_2, offset_2, _S27)) * (nibbles_0((word_at_0(words_2, offset_2, _S27 + 3U + column_1 % 16U / 2U)) >> (_S28 / 16U * 4U)) + fifth_bits_0((word_at_0(words_2, offset_2, _S27 + 1U)) >> _S28) - make_float4 (16.0f));
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S28 = eight_halves_0(Q5_0_four_0(words_3, offset_3, columns_1, row_2, column_2), Q5_0_four_0(words_3, offset_3, columns_1, row_2, column_2 + 4U));
-    return _S28;
+    uint4  _S29 = eight_halves_0(Q5_0_four_0(words_3, offset_3, columns_1, row_2, column_2), Q5_0_four_0(words_3, offset_3, columns_1, row_2, column_2 + 4U));
+    return _S29;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S29 = (&this_1->p_0)->x_offset_0;
-    uint _S30 = this_1->top_0 + row_3;
-    uint _S31 = this_1->rows_1 - 1U;
-    uint _S32 = (&this_1->p_0)->x_stride_0;
-    uint _S33 = 2U * eight_1;
-    uint _S34 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S30), (_S31))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S33;
+    uint _S30 = (&this_1->p_0)->x_offset_0;
+    uint _S31 = this_1->top_0 + row_3;
+    uint _S32 = this_1->rows_1 - 1U;
+    uint _S33 = (&this_1->p_0)->x_stride_0;
+    uint _S34 = 2U * eight_1;
+    uint _S35 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S31), (_S32))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S34;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S35 = this_1->x_3;
-    float4  _S36 = __ldg((&(this_1->x_3)[_S34]));
-    float4  _S37 = __ldg((&(_S35)[_S34 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S36;
-    (&parts_0)->left_0[0U][int(1)] = _S37;
-    uint _S38 = (_S29 + (U32_min((_S30 + 32U), (_S31))) * _S32 + begin_0) / 4U + _S33;
-    float4  _S39 = __ldg((&(_S35)[_S38]));
-    float4  _S40 = __ldg((&(_S35)[_S38 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S39;
-    (&parts_0)->left_0[1U][int(1)] = _S40;
-    uint _S41 = this_1->side_0 + row_3;
-    uint _S42 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S43 = this_1->weight_0;
-    uint _S44 = (&this_1->p_0)->weight_offset_0;
-    uint _S45 = (&this_1->p_0)->k_0;
-    uint _S46 = begin_0 + 8U * eight_1;
-    uint4  _S47 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S41), (_S42))), _S46);
-    (&parts_0)->right_0[0U] = _S47;
-    uint4  _S48 = Others_fetch_0(_S43, _S44, _S45, (U32_min((_S41 + 32U), (_S42))), _S46);
-    (&parts_0)->right_0[1U] = _S48;
+    StructuredBuffer<float4 > _S36 = this_1->x_3;
+    float4  _S37 = __ldg((&(this_1->x_3)[_S35]));
+    float4  _S38 = __ldg((&(_S36)[_S35 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S37;
+    (&parts_0)->left_0[0U][int(1)] = _S38;
+    uint _S39 = (_S30 + (U32_min((_S31 + 32U), (_S32))) * _S33 + begin_0) / 4U + _S34;
+    float4  _S40 = __ldg((&(_S36)[_S39]));
+    float4  _S41 = __ldg((&(_S36)[_S39 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S40;
+    (&parts_0)->left_0[1U][int(1)] = _S41;
+    uint _S42 = this_1->side_0 + row_3;
+    uint _S43 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S44 = this_1->weight_0;
+    uint _S45 = (&this_1->p_0)->weight_offset_0;
+    uint _S46 = (&this_1->p_0)->k_0;
+    uint _S47 = begin_0 + 8U * eight_1;
+    uint4  _S48 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S42), (_S43))), _S47);
+    (&parts_0)->right_0[0U] = _S48;
+    uint4  _S49 = Others_fetch_0(_S44, _S45, _S46, (U32_min((_S42 + 32U), (_S43))), _S47);
+    (&parts_0)->right_0[1U] = _S49;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_0, uint rows_2)
 {
-    uint _S49;
+    uint _S50;
     if(offset_4 == 4294967295U)
     {
-        _S49 = rows_2;
+        _S50 = rows_2;
     }
     else
     {
-        uint _S50 = __ldg((&(batch_0)[offset_4]));
-        _S49 = (U32_min(((U32_max((_S50), (first_0))) - first_0), (rows_2)));
+        uint _S51 = __ldg((&(batch_0)[offset_4]));
+        _S50 = (U32_min(((U32_max((_S51), (first_0))) - first_0), (rows_2)));
     }
-    return _S49;
+    return _S50;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -262,89 +268,89 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S51;
-    (&_S51)->halves_1 = *halves_2;
-    return _S51;
+    Sums_0 _S52;
+    (&_S52)->halves_1 = *halves_2;
+    return _S52;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S52 = make_int4 (int(0));
-    float4  _S53 = make_float4 ((float)_S52.x, (float)_S52.y, (float)_S52.z, (float)_S52.w);
-    FixedArray<float4 , 2>  _S54;
-    _S54[int(0)] = _S53;
-    _S54[int(1)] = _S53;
-    Sums_0 _S55 = Sums_x24init_0(&_S54);
-    return _S55;
+    int4  _S53 = make_int4 (int(0));
+    float4  _S54 = make_float4 ((float)_S53.x, (float)_S53.y, (float)_S53.z, (float)_S53.w);
+    FixedArray<float4 , 2>  _S55;
+    _S55[int(0)] = _S54;
+    _S55[int(1)] = _S54;
+    Sums_0 _S56 = Sums_x24init_0(&_S55);
+    return _S56;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S56 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S56;
+    uint4  _S57 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S57;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S57 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S57;
+    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S58;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S58 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S59 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S60;
-    _S60[int(0)] = _S58;
-    _S60[int(1)] = _S59;
-    Sums_0 _S61 = Sums_x24init_0(&_S60);
-    return _S61;
+    float4  _S59 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S60 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S61;
+    _S61[int(0)] = _S59;
+    _S61[int(1)] = _S60;
+    Sums_0 _S62 = Sums_x24init_0(&_S61);
+    return _S62;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S62 = 320U + across_0 * 5U;
-    uint4  _S63 = load_right_0(_S62, lane_2);
-    right_2[0U] = _S63;
-    uint _S64 = 320U + (across_0 + 16U) * 5U;
-    uint4  _S65 = load_right_0(_S64, lane_2);
-    right_2[1U] = _S65;
-    uint _S66 = down_0 * 5U;
-    uint4  _S67 = load_left_0(_S66, lane_2);
-    Sums_0 _S68 = (*sums_1)[0U][0U];
-    Sums_0 _S69 = multiply_add_0(_S67, _S63, &_S68);
-    (*sums_1)[0U][0U] = _S69;
-    Sums_0 _S70 = (*sums_1)[0U][1U];
-    Sums_0 _S71 = multiply_add_0(_S67, _S65, &_S70);
-    (*sums_1)[0U][1U] = _S71;
-    uint _S72 = (down_0 + 16U) * 5U;
-    uint4  _S73 = load_left_0(_S72, lane_2);
-    Sums_0 _S74 = (*sums_1)[1U][0U];
-    Sums_0 _S75 = multiply_add_0(_S73, _S63, &_S74);
-    (*sums_1)[1U][0U] = _S75;
-    Sums_0 _S76 = (*sums_1)[1U][1U];
-    Sums_0 _S77 = multiply_add_0(_S73, _S65, &_S76);
-    (*sums_1)[1U][1U] = _S77;
+    uint _S63 = 320U + across_0 * 5U;
+    uint4  _S64 = load_right_0(_S63, lane_2);
+    right_2[0U] = _S64;
+    uint _S65 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S66 = load_right_0(_S65, lane_2);
+    right_2[1U] = _S66;
+    uint _S67 = down_0 * 5U;
+    uint4  _S68 = load_left_0(_S67, lane_2);
+    Sums_0 _S69 = (*sums_1)[0U][0U];
+    Sums_0 _S70 = multiply_add_0(_S68, _S64, &_S69);
+    (*sums_1)[0U][0U] = _S70;
+    Sums_0 _S71 = (*sums_1)[0U][1U];
+    Sums_0 _S72 = multiply_add_0(_S68, _S66, &_S71);
+    (*sums_1)[0U][1U] = _S72;
+    uint _S73 = (down_0 + 16U) * 5U;
+    uint4  _S74 = load_left_0(_S73, lane_2);
+    Sums_0 _S75 = (*sums_1)[1U][0U];
+    Sums_0 _S76 = multiply_add_0(_S74, _S64, &_S75);
+    (*sums_1)[1U][0U] = _S76;
+    Sums_0 _S77 = (*sums_1)[1U][1U];
+    Sums_0 _S78 = multiply_add_0(_S74, _S66, &_S77);
+    (*sums_1)[1U][1U] = _S78;
     FixedArray<uint4 , 2>  right_3;
-    uint4  _S78 = load_right_0(_S62 + 2U, lane_2);
-    right_3[0U] = _S78;
-    uint4  _S79 = load_right_0(_S64 + 2U, lane_2);
-    right_3[1U] = _S79;
-    uint4  _S80 = load_left_0(_S66 + 2U, lane_2);
-    Sums_0 _S81 = (*sums_1)[0U][0U];
-    Sums_0 _S82 = multiply_add_0(_S80, _S78, &_S81);
-    (*sums_1)[0U][0U] = _S82;
-    Sums_0 _S83 = (*sums_1)[0U][1U];
-    Sums_0 _S84 = multiply_add_0(_S80, _S79, &_S83);
-    (*sums_1)[0U][1U] = _S84;
-    uint4  _S85 = load_left_0(_S72 + 2U, lane_2);
-    Sums_0 _S86 = (*sums_1)[1U][0U];
-    Sums_0 _S87 = multiply_add_0(_S85, _S78, &_S86);
-    (*sums_1)[1U][0U] = _S87;
-    Sums_0 _S88 = (*sums_1)[1U][1U];
-    Sums_0 _S89 = multiply_add_0(_S85, _S79, &_S88);
-    (*sums_1)[1U][1U] = _S89;
+    uint4  _S79 = load_right_0(_S63 + 2U, lane_2);
+    right_3[0U] = _S79;
+    uint4  _S80 = load_right_0(_S65 + 2U, lane_2);
+    right_3[1U] = _S80;
+    uint4  _S81 = load_left_0(_S67 + 2U, lane_2);
+    Sums_0 _S82 = (*sums_1)[0U][0U];
+    Sums_0 _S83 = multiply_add_0(_S81, _S79, &_S82);
+    (*sums_1)[0U][0U] = _S83;
+    Sums_0 _S84 = (*sums_1)[0U][1U];
+    Sums_0 _S85 = multiply_add_0(_S81, _S80, &_S84);
+    (*sums_1)[0U][1U] = _S85;
+    uint4  _S86 = load_left_0(_S73 + 2U, lane_2);
+    Sums_0 _S87 = (*sums_1)[1U][0U];
+    Sums_0 _S88 = multiply_add_0(_S86, _S79, &_S87);
+    (*sums_1)[1U][0U] = _S88;
+    Sums_0 _S89 = (*sums_1)[1U][1U];
+    Sums_0 _S90 = multiply_add_0(_S86, _S80, &_S89);
+    (*sums_1)[1U][1U] = _S90;
     return;
 }
 
@@ -365,302 +371,302 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S90 = thread_0 % 32U;
-    uint _S91 = _S90 / 4U;
-    uint _S92 = _S90 % 4U * 2U;
-    bool _S93;
+    uint _S91 = thread_0 % 32U;
+    uint _S92 = _S91 / 4U;
+    uint _S93 = _S91 % 4U * 2U;
+    bool _S94;
     if(whole_0)
     {
-        _S93 = true;
+        _S94 = true;
     }
     else
     {
-        if((place_0->row_4 + _S91) < (place_0->rows_3))
+        if((place_0->row_4 + _S92) < (place_0->rows_3))
         {
-            _S93 = (place_0->column_3 + _S92) < (place_0->columns_2);
+            _S94 = (place_0->column_3 + _S93) < (place_0->columns_2);
         }
         else
         {
-            _S93 = false;
+            _S94 = false;
         }
     }
-    float _S94;
-    if(_S93)
+    float _S95;
+    if(_S94)
     {
-        uint _S95 = Place_at_0(place_0, _S91, _S92);
-        float _S96 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S97 = (&(result_2)[_S95]);
+        uint _S96 = Place_at_0(place_0, _S92, _S93);
+        float _S97 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S98 = (&(result_2)[_S96]);
         if(accumulate_1)
         {
-            _S94 = *(&(result_2)[_S95]) + _S96;
+            _S95 = *(&(result_2)[_S96]) + _S97;
         }
         else
         {
-            _S94 = _S96;
+            _S95 = _S97;
         }
-        *_S97 = _S94;
+        *_S98 = _S95;
     }
-    uint _S98 = _S90 / 4U;
-    uint _S99 = _S92 + 1U;
+    uint _S99 = _S91 / 4U;
+    uint _S100 = _S93 + 1U;
     if(whole_0)
     {
-        _S93 = true;
+        _S94 = true;
     }
     else
     {
-        if((place_0->row_4 + _S98) < (place_0->rows_3))
+        if((place_0->row_4 + _S99) < (place_0->rows_3))
         {
-            _S93 = (place_0->column_3 + _S99) < (place_0->columns_2);
+            _S94 = (place_0->column_3 + _S100) < (place_0->columns_2);
         }
         else
         {
-            _S93 = false;
+            _S94 = false;
         }
     }
-    if(_S93)
+    if(_S94)
     {
-        uint _S100 = Place_at_0(place_0, _S98, _S99);
-        float _S101 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S102 = (&(result_2)[_S100]);
+        uint _S101 = Place_at_0(place_0, _S99, _S100);
+        float _S102 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S103 = (&(result_2)[_S101]);
         if(accumulate_1)
         {
-            _S94 = *(&(result_2)[_S100]) + _S101;
+            _S95 = *(&(result_2)[_S101]) + _S102;
         }
         else
         {
-            _S94 = _S101;
+            _S95 = _S102;
         }
-        *_S102 = _S94;
+        *_S103 = _S95;
     }
-    uint _S103 = _S90 / 4U + 8U;
+    uint _S104 = _S91 / 4U + 8U;
     if(whole_0)
     {
-        _S93 = true;
+        _S94 = true;
     }
     else
     {
-        if((place_0->row_4 + _S103) < (place_0->rows_3))
+        if((place_0->row_4 + _S104) < (place_0->rows_3))
         {
-            _S93 = (place_0->column_3 + _S92) < (place_0->columns_2);
+            _S94 = (place_0->column_3 + _S93) < (place_0->columns_2);
         }
         else
         {
-            _S93 = false;
+            _S94 = false;
         }
     }
-    if(_S93)
+    if(_S94)
     {
-        uint _S104 = Place_at_0(place_0, _S103, _S92);
-        float _S105 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S106 = (&(result_2)[_S104]);
+        uint _S105 = Place_at_0(place_0, _S104, _S93);
+        float _S106 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S107 = (&(result_2)[_S105]);
         if(accumulate_1)
         {
-            _S94 = *(&(result_2)[_S104]) + _S105;
+            _S95 = *(&(result_2)[_S105]) + _S106;
         }
         else
         {
-            _S94 = _S105;
+            _S95 = _S106;
         }
-        *_S106 = _S94;
+        *_S107 = _S95;
     }
-    uint _S107 = _S90 / 4U + 8U;
+    uint _S108 = _S91 / 4U + 8U;
     if(whole_0)
     {
-        _S93 = true;
+        _S94 = true;
     }
     else
     {
-        if((place_0->row_4 + _S107) < (place_0->rows_3))
+        if((place_0->row_4 + _S108) < (place_0->rows_3))
         {
-            _S93 = (place_0->column_3 + _S99) < (place_0->columns_2);
+            _S94 = (place_0->column_3 + _S100) < (place_0->columns_2);
         }
         else
         {
-            _S93 = false;
+            _S94 = false;
         }
     }
-    if(_S93)
+    if(_S94)
     {
-        uint _S108 = Place_at_0(place_0, _S107, _S99);
-        float _S109 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S110 = (&(result_2)[_S108]);
+        uint _S109 = Place_at_0(place_0, _S108, _S100);
+        float _S110 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S111 = (&(result_2)[_S109]);
         if(accumulate_1)
         {
-            _S94 = *(&(result_2)[_S108]) + _S109;
+            _S95 = *(&(result_2)[_S109]) + _S110;
         }
         else
         {
-            _S94 = _S109;
+            _S95 = _S110;
         }
-        *_S110 = _S94;
+        *_S111 = _S95;
     }
-    uint _S111 = _S90 / 4U;
-    uint _S112 = 8U + _S92;
+    uint _S112 = _S91 / 4U;
+    uint _S113 = 8U + _S93;
     if(whole_0)
     {
-        _S93 = true;
+        _S94 = true;
     }
     else
     {
-        if((place_0->row_4 + _S111) < (place_0->rows_3))
+        if((place_0->row_4 + _S112) < (place_0->rows_3))
         {
-            _S93 = (place_0->column_3 + _S112) < (place_0->columns_2);
+            _S94 = (place_0->column_3 + _S113) < (place_0->columns_2);
         }
         else
         {
-            _S93 = false;
+            _S94 = false;
         }
     }
-    if(_S93)
+    if(_S94)
     {
-        uint _S113 = Place_at_0(place_0, _S111, _S112);
-        float _S114 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S115 = (&(result_2)[_S113]);
+        uint _S114 = Place_at_0(place_0, _S112, _S113);
+        float _S115 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S116 = (&(result_2)[_S114]);
         if(accumulate_1)
         {
-            _S94 = *(&(result_2)[_S113]) + _S114;
+            _S95 = *(&(result_2)[_S114]) + _S115;
         }
         else
         {
-            _S94 = _S114;
+            _S95 = _S115;
         }
-        *_S115 = _S94;
+        *_S116 = _S95;
     }
-    uint _S116 = _S90 / 4U;
-    uint _S117 = _S112 + 1U;
+    uint _S117 = _S91 / 4U;
+    uint _S118 = _S113 + 1U;
     if(whole_0)
     {
-        _S93 = true;
+        _S94 = true;
     }
     else
     {
-        if((place_0->row_4 + _S116) < (place_0->rows_3))
+        if((place_0->row_4 + _S117) < (place_0->rows_3))
         {
-            _S93 = (place_0->column_3 + _S117) < (place_0->columns_2);
+            _S94 = (place_0->column_3 + _S118) < (place_0->columns_2);
         }
         else
         {
-            _S93 = false;
+            _S94 = false;
         }
     }
-    if(_S93)
+    if(_S94)
     {
-        uint _S118 = Place_at_0(place_0, _S116, _S117);
-        float _S119 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S120 = (&(result_2)[_S118]);
+        uint _S119 = Place_at_0(place_0, _S117, _S118);
+        float _S120 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S121 = (&(result_2)[_S119]);
         if(accumulate_1)
         {
-            _S94 = *(&(result_2)[_S118]) + _S119;
+            _S95 = *(&(result_2)[_S119]) + _S120;
         }
         else
         {
-            _S94 = _S119;
+            _S95 = _S120;
         }
-        *_S120 = _S94;
+        *_S121 = _S95;
     }
-    uint _S121 = _S90 / 4U + 8U;
+    uint _S122 = _S91 / 4U + 8U;
     if(whole_0)
     {
-        _S93 = true;
+        _S94 = true;
     }
     else
     {
-        if((place_0->row_4 + _S121) < (place_0->rows_3))
+        if((place_0->row_4 + _S122) < (place_0->rows_3))
         {
-            _S93 = (place_0->column_3 + _S112) < (place_0->columns_2);
+            _S94 = (place_0->column_3 + _S113) < (place_0->columns_2);
         }
         else
         {
-            _S93 = false;
+            _S94 = false;
         }
     }
-    if(_S93)
+    if(_S94)
     {
-        uint _S122 = Place_at_0(place_0, _S121, _S112);
-        float _S123 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S124 = (&(result_2)[_S122]);
+        uint _S123 = Place_at_0(place_0, _S122, _S113);
+        float _S124 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S125 = (&(result_2)[_S123]);
         if(accumulate_1)
         {
-            _S94 = *(&(result_2)[_S122]) + _S123;
+            _S95 = *(&(result_2)[_S123]) + _S124;
         }
         else
         {
-            _S94 = _S123;
+            _S95 = _S124;
         }
-        *_S124 = _S94;
+        *_S125 = _S95;
     }
-    uint _S125 = _S90 / 4U + 8U;
+    uint _S126 = _S91 / 4U + 8U;
     if(whole_0)
     {
-        _S93 = true;
+        _S94 = true;
     }
     else
     {
-        if((place_0->row_4 + _S125) < (place_0->rows_3))
+        if((place_0->row_4 + _S126) < (place_0->rows_3))
         {
-            _S93 = (place_0->column_3 + _S117) < (place_0->columns_2);
+            _S94 = (place_0->column_3 + _S118) < (place_0->columns_2);
         }
         else
         {
-            _S93 = false;
+            _S94 = false;
         }
     }
-    if(_S93)
+    if(_S94)
     {
-        uint _S126 = Place_at_0(place_0, _S125, _S117);
-        float _S127 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S128 = (&(result_2)[_S126]);
+        uint _S127 = Place_at_0(place_0, _S126, _S118);
+        float _S128 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S129 = (&(result_2)[_S127]);
         if(accumulate_1)
         {
-            _S94 = *(&(result_2)[_S126]) + _S127;
+            _S95 = *(&(result_2)[_S127]) + _S128;
         }
         else
         {
-            _S94 = _S127;
+            _S95 = _S128;
         }
-        *_S128 = _S94;
+        *_S129 = _S95;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S129 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S130 = (_S129 + 64U - 1U) / 64U;
-    uint _S131 = group_number_0(group_1);
-    uint _S132 = p_1->n_0;
-    if(_S131 >= (_S130 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S130 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S131 = (_S130 + 64U - 1U) / 64U;
+    uint _S132 = group_number_0(group_1);
+    uint _S133 = p_1->n_0;
+    if(_S132 >= (_S131 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S133 = _S131 % _S130;
-    uint _S134 = _S133 * 64U;
-    uint _S135 = _S131 / _S130;
-    uint _S136 = _S135 * 64U;
-    uint _S137 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S138 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S139 = thread_1 / 4U;
-    uint _S140 = thread_1 % 4U;
+    uint _S134 = _S132 % _S131;
+    uint _S135 = _S134 * 64U;
+    uint _S136 = _S132 / _S131;
+    uint _S137 = _S136 * 64U;
+    uint _S138 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S139 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S140 = thread_1 / 4U;
+    uint _S141 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S134;
-    (&operands_0)->side_0 = _S136;
-    (&operands_0)->rows_1 = _S129;
+    (&operands_0)->top_0 = _S135;
+    (&operands_0)->side_0 = _S137;
+    (&operands_0)->rows_1 = _S130;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S141 = no_sums_0();
-    sums_3[0U][0U] = _S141;
-    sums_3[0U][1U] = _S141;
-    sums_3[1U][0U] = _S141;
-    sums_3[1U][1U] = _S141;
-    Operands_0 _S142 = operands_0;
-    Parts_0 _S143 = Operands_load_0(&_S142, 0U, _S139, _S140);
+    Sums_0 _S142 = no_sums_0();
+    sums_3[0U][0U] = _S142;
+    sums_3[0U][1U] = _S142;
+    sums_3[1U][0U] = _S142;
+    sums_3[1U][1U] = _S142;
+    Operands_0 _S143 = operands_0;
+    Parts_0 _S144 = Operands_load_0(&_S143, 0U, _S140, _S141);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S143;
+    Parts_0 parts_1 = _S144;
     for(;;)
     {
-        uint _S144 = p_1->k_0;
+        uint _S145 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -668,81 +674,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S145 = parts_1;
-        Parts_store_0(&_S145, _S139, _S140);
+        Parts_0 _S146 = parts_1;
+        Parts_store_0(&_S146, _S140, _S141);
         __syncthreads();
-        uint _S146 = begin_1 + 32U;
-        uint _S147 = (U32_min((_S146), (_S144 - 32U)));
-        Operands_0 _S148 = operands_0;
-        Parts_0 _S149 = Operands_load_0(&_S148, _S147, _S139, _S140);
-        multiply_0(&sums_3, _S137, _S138, thread_1 % 32U);
+        uint _S147 = begin_1 + 32U;
+        uint _S148 = (U32_min((_S147), (_S145 - 32U)));
+        Operands_0 _S149 = operands_0;
+        Parts_0 _S150 = Operands_load_0(&_S149, _S148, _S140, _S141);
+        multiply_0(&sums_3, _S138, _S139, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S146;
-        parts_1 = _S149;
+        begin_1 = _S147;
+        parts_1 = _S150;
     }
-    bool _S150;
-    if((_S134 + 64U) <= _S129)
+    bool _S151;
+    if((_S135 + 64U) <= _S130)
     {
-        _S150 = (_S136 + 64U) <= _S132;
+        _S151 = (_S137 + 64U) <= _S133;
     }
     else
     {
-        _S150 = false;
+        _S151 = false;
     }
     Place_0 place_1;
-    uint _S151 = _S134 + _S137;
-    (&place_1)->row_4 = _S151;
-    uint _S152 = _S136 + _S138;
-    (&place_1)->column_3 = _S152;
-    (&place_1)->rows_3 = _S129;
-    (&place_1)->columns_2 = _S132;
-    uint _S153 = p_1->out_offset_0;
+    uint _S152 = _S135 + _S138;
+    (&place_1)->row_4 = _S152;
+    uint _S153 = _S137 + _S139;
+    (&place_1)->column_3 = _S153;
+    (&place_1)->rows_3 = _S130;
+    (&place_1)->columns_2 = _S133;
+    uint _S154 = p_1->out_offset_0;
     (&place_1)->offset_5 = p_1->out_offset_0;
-    uint _S154 = p_1->out_stride_0;
+    uint _S155 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S155 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S156 = sums_3[0U][0U];
-    Place_0 _S157 = place_1;
-    write_0(&_S156, 16.0f, result_3, &_S157, _S155, _S150, thread_1);
+    bool _S156 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S157 = sums_3[0U][0U];
+    Place_0 _S158 = place_1;
+    write_0(&_S157, 16.0f, result_3, &_S158, _S156, _S151, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S151;
-    uint _S158 = _S152 + 16U;
-    (&place_2)->column_3 = _S158;
-    (&place_2)->rows_3 = _S129;
-    (&place_2)->columns_2 = _S132;
-    (&place_2)->offset_5 = _S153;
-    (&place_2)->stride_0 = _S154;
-    Sums_0 _S159 = sums_3[0U][1U];
-    Place_0 _S160 = place_2;
-    write_0(&_S159, 16.0f, result_3, &_S160, _S155, _S150, thread_1);
+    (&place_2)->row_4 = _S152;
+    uint _S159 = _S153 + 16U;
+    (&place_2)->column_3 = _S159;
+    (&place_2)->rows_3 = _S130;
+    (&place_2)->columns_2 = _S133;
+    (&place_2)->offset_5 = _S154;
+    (&place_2)->stride_0 = _S155;
+    Sums_0 _S160 = sums_3[0U][1U];
+    Place_0 _S161 = place_2;
+    write_0(&_S160, 16.0f, result_3, &_S161, _S156, _S151, thread_1);
     Place_0 place_3;
-    uint _S161 = _S151 + 16U;
-    (&place_3)->row_4 = _S161;
-    (&place_3)->column_3 = _S152;
-    (&place_3)->rows_3 = _S129;
-    (&place_3)->columns_2 = _S132;
-    (&place_3)->offset_5 = _S153;
-    (&place_3)->stride_0 = _S154;
-    Sums_0 _S162 = sums_3[1U][0U];
-    Place_0 _S163 = place_3;
-    write_0(&_S162, 16.0f, result_3, &_S163, _S155, _S150, thread_1);
+    uint _S162 = _S152 + 16U;
+    (&place_3)->row_4 = _S162;
+    (&place_3)->column_3 = _S153;
+    (&place_3)->rows_3 = _S130;
+    (&place_3)->columns_2 = _S133;
+    (&place_3)->offset_5 = _S154;
+    (&place_3)->stride_0 = _S155;
+    Sums_0 _S163 = sums_3[1U][0U];
+    Place_0 _S164 = place_3;
+    write_0(&_S163, 16.0f, result_3, &_S164, _S156, _S151, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S161;
-    (&place_4)->column_3 = _S158;
-    (&place_4)->rows_3 = _S129;
-    (&place_4)->columns_2 = _S132;
-    (&place_4)->offset_5 = _S153;
-    (&place_4)->stride_0 = _S154;
-    Sums_0 _S164 = sums_3[1U][1U];
-    Place_0 _S165 = place_4;
-    write_0(&_S164, 16.0f, result_3, &_S165, _S155, _S150, thread_1);
+    (&place_4)->row_4 = _S162;
+    (&place_4)->column_3 = _S159;
+    (&place_4)->rows_3 = _S130;
+    (&place_4)->columns_2 = _S133;
+    (&place_4)->offset_5 = _S154;
+    (&place_4)->stride_0 = _S155;
+    Sums_0 _S165 = sums_3[1U][1U];
+    Place_0 _S166 = place_4;
+    write_0(&_S165, 16.0f, result_3, &_S166, _S156, _S151, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q5_0(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S166 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S167 = p_2;
-    gemm_0(blockIdx, _S166, x_5, weight_2, result_4, batch_2, &_S167);
+    uint _S167 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S168 = p_2;
+    gemm_0(blockIdx, _S167, x_5, weight_2, result_4, batch_2, &_S168);
     return;
 }

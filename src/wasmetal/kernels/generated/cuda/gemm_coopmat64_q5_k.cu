@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
@@ -107,17 +113,17 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = 8U * eight_0;
-    put_0(320U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S14));
-    put_0(320U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S14));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = 8U * eight_0;
+    put_0(320U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S15));
+    put_0(320U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S15));
     return;
 }
 
@@ -153,26 +159,26 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ uint2  scales_of_quarter_0(uint3  packed_0, uint quarter_0)
 {
-    uint _S15 = quarter_0 % 2U * 16U;
-    uint2  _S16 = uint2 {packed_0.x, packed_0.y} >> make_uint2 (_S15);
-    uint _S17 = (packed_0.z) >> _S15;
-    uint2  _S18;
+    uint _S16 = quarter_0 % 2U * 16U;
+    uint2  _S17 = uint2 {packed_0.x, packed_0.y} >> make_uint2 (_S16);
+    uint _S18 = (packed_0.z) >> _S16;
+    uint2  _S19;
     if(quarter_0 < 2U)
     {
-        _S18 = _S16 & make_uint2 (16191U);
+        _S19 = _S17 & make_uint2 (16191U);
     }
     else
     {
-        _S18 = (make_uint2 (_S17, _S17 >> int(4)) & make_uint2 (3855U)) | ((_S16 >> make_uint2 (int(2))) & make_uint2 (12336U));
+        _S19 = (make_uint2 (_S18, _S18 >> int(4)) & make_uint2 (3855U)) | ((_S17 >> make_uint2 (int(2))) & make_uint2 (12336U));
     }
-    return _S18;
+    return _S19;
 }
 
 __device__ float4  unsigned_bytes_0(uint word_1)
 {
-    uint4  _S19 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
-    float4  _S20 = make_float4 ((float)_S19.x, (float)_S19.y, (float)_S19.z, (float)_S19.w);
-    return _S20;
+    uint4  _S20 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
+    float4  _S21 = make_float4 ((float)_S20.x, (float)_S20.y, (float)_S20.z, (float)_S20.w);
+    return _S21;
 }
 
 __device__ float4  fives_0(uint low_0, uint fifths_0)
@@ -182,76 +188,76 @@ __device__ float4  fives_0(uint low_0, uint fifths_0)
 
 __device__ float4  FourOrFive_four_0(StructuredBuffer<uint> words_0, uint offset_0, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S21 = offset_0 + (row_1 * (columns_0 / 256U) + column_1 / 256U) * 44U;
-    uint _S22 = column_1 % 256U / 32U;
-    uint _S23 = __ldg((&(words_0)[_S21 + 1U]));
-    uint _S24 = __ldg((&(words_0)[_S21 + 2U]));
-    uint _S25 = __ldg((&(words_0)[_S21 + 3U]));
-    uint3  _S26 = make_uint3 (_S23, _S24, _S25);
-    uint _S27 = __ldg((&(words_0)[_S21]));
-    uint _S28 = _S22 % 2U;
-    uint2  _S29 = ((scales_of_quarter_0(_S26, _S22 / 2U)) >> make_uint2 (_S28 * 8U)) & make_uint2 (255U);
-    float2  _S30 = make_float2 ((float)_S29.x, (float)_S29.y);
-    float2  _S31 = halves_0(_S27) * _S30;
-    uint _S32 = _S21 + 4U;
-    uint _S33 = column_1 % 32U;
-    uint _S34 = __ldg((&(words_0)[_S32 + 8U + _S22 / 2U * 8U + _S33 / 4U]));
-    uint _S35 = _S34 >> (_S28 * 4U);
-    uint _S36 = __ldg((&(words_0)[_S32 + _S33 / 4U]));
-    return make_float4 (_S31.x) * fives_0(_S35, _S36 >> _S22) - make_float4 (_S31.y);
+    uint _S22 = offset_0 + (row_1 * (columns_0 / 256U) + column_1 / 256U) * 44U;
+    uint _S23 = column_1 % 256U / 32U;
+    uint _S24 = __ldg((&(words_0)[_S22 + 1U]));
+    uint _S25 = __ldg((&(words_0)[_S22 + 2U]));
+    uint _S26 = __ldg((&(words_0)[_S22 + 3U]));
+    uint3  _S27 = make_uint3 (_S24, _S25, _S26);
+    uint _S28 = __ldg((&(words_0)[_S22]));
+    uint _S29 = _S23 % 2U;
+    uint2  _S30 = ((scales_of_quarter_0(_S27, _S23 / 2U)) >> make_uint2 (_S29 * 8U)) & make_uint2 (255U);
+    float2  _S31 = make_float2 ((float)_S30.x, (float)_S30.y);
+    float2  _S32 = halves_0(_S28) * _S31;
+    uint _S33 = _S22 + 4U;
+    uint _S34 = column_1 % 32U;
+    uint _S35 = __ldg((&(words_0)[_S33 + 8U + _S23 / 2U * 8U + _S34 / 4U]));
+    uint _S36 = _S35 >> (_S29 * 4U);
+    uint _S37 = __ldg((&(words_0)[_S33 + _S34 / 4U]));
+    return make_float4 (_S32.x) * fives_0(_S36, _S37 >> _S23) - make_float4 (_S32.y);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S37 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_2, column_2), FourOrFive_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
-    return _S37;
+    uint4  _S38 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_2, column_2), FourOrFive_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
+    return _S38;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S38 = (&this_1->p_0)->x_offset_0;
-    uint _S39 = this_1->top_0 + row_3;
-    uint _S40 = this_1->rows_1 - 1U;
-    uint _S41 = (&this_1->p_0)->x_stride_0;
-    uint _S42 = 2U * eight_1;
-    uint _S43 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S39), (_S40))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S42;
+    uint _S39 = (&this_1->p_0)->x_offset_0;
+    uint _S40 = this_1->top_0 + row_3;
+    uint _S41 = this_1->rows_1 - 1U;
+    uint _S42 = (&this_1->p_0)->x_stride_0;
+    uint _S43 = 2U * eight_1;
+    uint _S44 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S40), (_S41))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S43;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S44 = this_1->x_3;
-    float4  _S45 = __ldg((&(this_1->x_3)[_S43]));
-    float4  _S46 = __ldg((&(_S44)[_S43 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S45;
-    (&parts_0)->left_0[0U][int(1)] = _S46;
-    uint _S47 = (_S38 + (U32_min((_S39 + 32U), (_S40))) * _S41 + begin_0) / 4U + _S42;
-    float4  _S48 = __ldg((&(_S44)[_S47]));
-    float4  _S49 = __ldg((&(_S44)[_S47 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S48;
-    (&parts_0)->left_0[1U][int(1)] = _S49;
-    uint _S50 = this_1->side_0 + row_3;
-    uint _S51 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S52 = this_1->weight_0;
-    uint _S53 = (&this_1->p_0)->weight_offset_0;
-    uint _S54 = (&this_1->p_0)->k_0;
-    uint _S55 = begin_0 + 8U * eight_1;
-    uint4  _S56 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S50), (_S51))), _S55);
-    (&parts_0)->right_0[0U] = _S56;
-    uint4  _S57 = Others_fetch_0(_S52, _S53, _S54, (U32_min((_S50 + 32U), (_S51))), _S55);
-    (&parts_0)->right_0[1U] = _S57;
+    StructuredBuffer<float4 > _S45 = this_1->x_3;
+    float4  _S46 = __ldg((&(this_1->x_3)[_S44]));
+    float4  _S47 = __ldg((&(_S45)[_S44 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S46;
+    (&parts_0)->left_0[0U][int(1)] = _S47;
+    uint _S48 = (_S39 + (U32_min((_S40 + 32U), (_S41))) * _S42 + begin_0) / 4U + _S43;
+    float4  _S49 = __ldg((&(_S45)[_S48]));
+    float4  _S50 = __ldg((&(_S45)[_S48 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S49;
+    (&parts_0)->left_0[1U][int(1)] = _S50;
+    uint _S51 = this_1->side_0 + row_3;
+    uint _S52 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S53 = this_1->weight_0;
+    uint _S54 = (&this_1->p_0)->weight_offset_0;
+    uint _S55 = (&this_1->p_0)->k_0;
+    uint _S56 = begin_0 + 8U * eight_1;
+    uint4  _S57 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S51), (_S52))), _S56);
+    (&parts_0)->right_0[0U] = _S57;
+    uint4  _S58 = Others_fetch_0(_S53, _S54, _S55, (U32_min((_S51 + 32U), (_S52))), _S56);
+    (&parts_0)->right_0[1U] = _S58;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_2)
 {
-    uint _S58;
+    uint _S59;
     if(offset_2 == 4294967295U)
     {
-        _S58 = rows_2;
+        _S59 = rows_2;
     }
     else
     {
-        uint _S59 = __ldg((&(batch_0)[offset_2]));
-        _S58 = (U32_min(((U32_max((_S59), (first_0))) - first_0), (rows_2)));
+        uint _S60 = __ldg((&(batch_0)[offset_2]));
+        _S59 = (U32_min(((U32_max((_S60), (first_0))) - first_0), (rows_2)));
     }
-    return _S58;
+    return _S59;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -266,89 +272,89 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S60;
-    (&_S60)->halves_1 = *halves_2;
-    return _S60;
+    Sums_0 _S61;
+    (&_S61)->halves_1 = *halves_2;
+    return _S61;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S61 = make_int4 (int(0));
-    float4  _S62 = make_float4 ((float)_S61.x, (float)_S61.y, (float)_S61.z, (float)_S61.w);
-    FixedArray<float4 , 2>  _S63;
-    _S63[int(0)] = _S62;
-    _S63[int(1)] = _S62;
-    Sums_0 _S64 = Sums_x24init_0(&_S63);
-    return _S64;
+    int4  _S62 = make_int4 (int(0));
+    float4  _S63 = make_float4 ((float)_S62.x, (float)_S62.y, (float)_S62.z, (float)_S62.w);
+    FixedArray<float4 , 2>  _S64;
+    _S64[int(0)] = _S63;
+    _S64[int(1)] = _S63;
+    Sums_0 _S65 = Sums_x24init_0(&_S64);
+    return _S65;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S65 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S65;
+    uint4  _S66 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S66;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S66 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S66;
+    uint4  _S67 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S67;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S67 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S68 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S69;
-    _S69[int(0)] = _S67;
-    _S69[int(1)] = _S68;
-    Sums_0 _S70 = Sums_x24init_0(&_S69);
-    return _S70;
+    float4  _S68 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S69 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S70;
+    _S70[int(0)] = _S68;
+    _S70[int(1)] = _S69;
+    Sums_0 _S71 = Sums_x24init_0(&_S70);
+    return _S71;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S71 = 320U + across_0 * 5U;
-    uint4  _S72 = load_right_0(_S71, lane_2);
-    right_2[0U] = _S72;
-    uint _S73 = 320U + (across_0 + 16U) * 5U;
-    uint4  _S74 = load_right_0(_S73, lane_2);
-    right_2[1U] = _S74;
-    uint _S75 = down_0 * 5U;
-    uint4  _S76 = load_left_0(_S75, lane_2);
-    Sums_0 _S77 = (*sums_1)[0U][0U];
-    Sums_0 _S78 = multiply_add_0(_S76, _S72, &_S77);
-    (*sums_1)[0U][0U] = _S78;
-    Sums_0 _S79 = (*sums_1)[0U][1U];
-    Sums_0 _S80 = multiply_add_0(_S76, _S74, &_S79);
-    (*sums_1)[0U][1U] = _S80;
-    uint _S81 = (down_0 + 16U) * 5U;
-    uint4  _S82 = load_left_0(_S81, lane_2);
-    Sums_0 _S83 = (*sums_1)[1U][0U];
-    Sums_0 _S84 = multiply_add_0(_S82, _S72, &_S83);
-    (*sums_1)[1U][0U] = _S84;
-    Sums_0 _S85 = (*sums_1)[1U][1U];
-    Sums_0 _S86 = multiply_add_0(_S82, _S74, &_S85);
-    (*sums_1)[1U][1U] = _S86;
+    uint _S72 = 320U + across_0 * 5U;
+    uint4  _S73 = load_right_0(_S72, lane_2);
+    right_2[0U] = _S73;
+    uint _S74 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S75 = load_right_0(_S74, lane_2);
+    right_2[1U] = _S75;
+    uint _S76 = down_0 * 5U;
+    uint4  _S77 = load_left_0(_S76, lane_2);
+    Sums_0 _S78 = (*sums_1)[0U][0U];
+    Sums_0 _S79 = multiply_add_0(_S77, _S73, &_S78);
+    (*sums_1)[0U][0U] = _S79;
+    Sums_0 _S80 = (*sums_1)[0U][1U];
+    Sums_0 _S81 = multiply_add_0(_S77, _S75, &_S80);
+    (*sums_1)[0U][1U] = _S81;
+    uint _S82 = (down_0 + 16U) * 5U;
+    uint4  _S83 = load_left_0(_S82, lane_2);
+    Sums_0 _S84 = (*sums_1)[1U][0U];
+    Sums_0 _S85 = multiply_add_0(_S83, _S73, &_S84);
+    (*sums_1)[1U][0U] = _S85;
+    Sums_0 _S86 = (*sums_1)[1U][1U];
+    Sums_0 _S87 = multiply_add_0(_S83, _S75, &_S86);
+    (*sums_1)[1U][1U] = _S87;
     FixedArray<uint4 , 2>  right_3;
-    uint4  _S87 = load_right_0(_S71 + 2U, lane_2);
-    right_3[0U] = _S87;
-    uint4  _S88 = load_right_0(_S73 + 2U, lane_2);
-    right_3[1U] = _S88;
-    uint4  _S89 = load_left_0(_S75 + 2U, lane_2);
-    Sums_0 _S90 = (*sums_1)[0U][0U];
-    Sums_0 _S91 = multiply_add_0(_S89, _S87, &_S90);
-    (*sums_1)[0U][0U] = _S91;
-    Sums_0 _S92 = (*sums_1)[0U][1U];
-    Sums_0 _S93 = multiply_add_0(_S89, _S88, &_S92);
-    (*sums_1)[0U][1U] = _S93;
-    uint4  _S94 = load_left_0(_S81 + 2U, lane_2);
-    Sums_0 _S95 = (*sums_1)[1U][0U];
-    Sums_0 _S96 = multiply_add_0(_S94, _S87, &_S95);
-    (*sums_1)[1U][0U] = _S96;
-    Sums_0 _S97 = (*sums_1)[1U][1U];
-    Sums_0 _S98 = multiply_add_0(_S94, _S88, &_S97);
-    (*sums_1)[1U][1U] = _S98;
+    uint4  _S88 = load_right_0(_S72 + 2U, lane_2);
+    right_3[0U] = _S88;
+    uint4  _S89 = load_right_0(_S74 + 2U, lane_2);
+    right_3[1U] = _S89;
+    uint4  _S90 = load_left_0(_S76 + 2U, lane_2);
+    Sums_0 _S91 = (*sums_1)[0U][0U];
+    Sums_0 _S92 = multiply_add_0(_S90, _S88, &_S91);
+    (*sums_1)[0U][0U] = _S92;
+    Sums_0 _S93 = (*sums_1)[0U][1U];
+    Sums_0 _S94 = multiply_add_0(_S90, _S89, &_S93);
+    (*sums_1)[0U][1U] = _S94;
+    uint4  _S95 = load_left_0(_S82 + 2U, lane_2);
+    Sums_0 _S96 = (*sums_1)[1U][0U];
+    Sums_0 _S97 = multiply_add_0(_S95, _S88, &_S96);
+    (*sums_1)[1U][0U] = _S97;
+    Sums_0 _S98 = (*sums_1)[1U][1U];
+    Sums_0 _S99 = multiply_add_0(_S95, _S89, &_S98);
+    (*sums_1)[1U][1U] = _S99;
     return;
 }
 
@@ -369,302 +375,302 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S99 = thread_0 % 32U;
-    uint _S100 = _S99 / 4U;
-    uint _S101 = _S99 % 4U * 2U;
-    bool _S102;
+    uint _S100 = thread_0 % 32U;
+    uint _S101 = _S100 / 4U;
+    uint _S102 = _S100 % 4U * 2U;
+    bool _S103;
     if(whole_0)
     {
-        _S102 = true;
+        _S103 = true;
     }
     else
     {
-        if((place_0->row_4 + _S100) < (place_0->rows_3))
+        if((place_0->row_4 + _S101) < (place_0->rows_3))
         {
-            _S102 = (place_0->column_3 + _S101) < (place_0->columns_2);
+            _S103 = (place_0->column_3 + _S102) < (place_0->columns_2);
         }
         else
         {
-            _S102 = false;
+            _S103 = false;
         }
     }
-    float _S103;
-    if(_S102)
+    float _S104;
+    if(_S103)
     {
-        uint _S104 = Place_at_0(place_0, _S100, _S101);
-        float _S105 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S106 = (&(result_2)[_S104]);
+        uint _S105 = Place_at_0(place_0, _S101, _S102);
+        float _S106 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S107 = (&(result_2)[_S105]);
         if(accumulate_1)
         {
-            _S103 = *(&(result_2)[_S104]) + _S105;
+            _S104 = *(&(result_2)[_S105]) + _S106;
         }
         else
         {
-            _S103 = _S105;
+            _S104 = _S106;
         }
-        *_S106 = _S103;
+        *_S107 = _S104;
     }
-    uint _S107 = _S99 / 4U;
-    uint _S108 = _S101 + 1U;
+    uint _S108 = _S100 / 4U;
+    uint _S109 = _S102 + 1U;
     if(whole_0)
     {
-        _S102 = true;
+        _S103 = true;
     }
     else
     {
-        if((place_0->row_4 + _S107) < (place_0->rows_3))
+        if((place_0->row_4 + _S108) < (place_0->rows_3))
         {
-            _S102 = (place_0->column_3 + _S108) < (place_0->columns_2);
+            _S103 = (place_0->column_3 + _S109) < (place_0->columns_2);
         }
         else
         {
-            _S102 = false;
+            _S103 = false;
         }
     }
-    if(_S102)
+    if(_S103)
     {
-        uint _S109 = Place_at_0(place_0, _S107, _S108);
-        float _S110 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S111 = (&(result_2)[_S109]);
+        uint _S110 = Place_at_0(place_0, _S108, _S109);
+        float _S111 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S112 = (&(result_2)[_S110]);
         if(accumulate_1)
         {
-            _S103 = *(&(result_2)[_S109]) + _S110;
+            _S104 = *(&(result_2)[_S110]) + _S111;
         }
         else
         {
-            _S103 = _S110;
+            _S104 = _S111;
         }
-        *_S111 = _S103;
+        *_S112 = _S104;
     }
-    uint _S112 = _S99 / 4U + 8U;
+    uint _S113 = _S100 / 4U + 8U;
     if(whole_0)
     {
-        _S102 = true;
+        _S103 = true;
     }
     else
     {
-        if((place_0->row_4 + _S112) < (place_0->rows_3))
+        if((place_0->row_4 + _S113) < (place_0->rows_3))
         {
-            _S102 = (place_0->column_3 + _S101) < (place_0->columns_2);
+            _S103 = (place_0->column_3 + _S102) < (place_0->columns_2);
         }
         else
         {
-            _S102 = false;
+            _S103 = false;
         }
     }
-    if(_S102)
+    if(_S103)
     {
-        uint _S113 = Place_at_0(place_0, _S112, _S101);
-        float _S114 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S115 = (&(result_2)[_S113]);
+        uint _S114 = Place_at_0(place_0, _S113, _S102);
+        float _S115 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S116 = (&(result_2)[_S114]);
         if(accumulate_1)
         {
-            _S103 = *(&(result_2)[_S113]) + _S114;
+            _S104 = *(&(result_2)[_S114]) + _S115;
         }
         else
         {
-            _S103 = _S114;
+            _S104 = _S115;
         }
-        *_S115 = _S103;
+        *_S116 = _S104;
     }
-    uint _S116 = _S99 / 4U + 8U;
+    uint _S117 = _S100 / 4U + 8U;
     if(whole_0)
     {
-        _S102 = true;
+        _S103 = true;
     }
     else
     {
-        if((place_0->row_4 + _S116) < (place_0->rows_3))
+        if((place_0->row_4 + _S117) < (place_0->rows_3))
         {
-            _S102 = (place_0->column_3 + _S108) < (place_0->columns_2);
+            _S103 = (place_0->column_3 + _S109) < (place_0->columns_2);
         }
         else
         {
-            _S102 = false;
+            _S103 = false;
         }
     }
-    if(_S102)
+    if(_S103)
     {
-        uint _S117 = Place_at_0(place_0, _S116, _S108);
-        float _S118 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S119 = (&(result_2)[_S117]);
+        uint _S118 = Place_at_0(place_0, _S117, _S109);
+        float _S119 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S120 = (&(result_2)[_S118]);
         if(accumulate_1)
         {
-            _S103 = *(&(result_2)[_S117]) + _S118;
+            _S104 = *(&(result_2)[_S118]) + _S119;
         }
         else
         {
-            _S103 = _S118;
+            _S104 = _S119;
         }
-        *_S119 = _S103;
+        *_S120 = _S104;
     }
-    uint _S120 = _S99 / 4U;
-    uint _S121 = 8U + _S101;
+    uint _S121 = _S100 / 4U;
+    uint _S122 = 8U + _S102;
     if(whole_0)
     {
-        _S102 = true;
+        _S103 = true;
     }
     else
     {
-        if((place_0->row_4 + _S120) < (place_0->rows_3))
+        if((place_0->row_4 + _S121) < (place_0->rows_3))
         {
-            _S102 = (place_0->column_3 + _S121) < (place_0->columns_2);
+            _S103 = (place_0->column_3 + _S122) < (place_0->columns_2);
         }
         else
         {
-            _S102 = false;
+            _S103 = false;
         }
     }
-    if(_S102)
+    if(_S103)
     {
-        uint _S122 = Place_at_0(place_0, _S120, _S121);
-        float _S123 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S124 = (&(result_2)[_S122]);
+        uint _S123 = Place_at_0(place_0, _S121, _S122);
+        float _S124 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S125 = (&(result_2)[_S123]);
         if(accumulate_1)
         {
-            _S103 = *(&(result_2)[_S122]) + _S123;
+            _S104 = *(&(result_2)[_S123]) + _S124;
         }
         else
         {
-            _S103 = _S123;
+            _S104 = _S124;
         }
-        *_S124 = _S103;
+        *_S125 = _S104;
     }
-    uint _S125 = _S99 / 4U;
-    uint _S126 = _S121 + 1U;
+    uint _S126 = _S100 / 4U;
+    uint _S127 = _S122 + 1U;
     if(whole_0)
     {
-        _S102 = true;
+        _S103 = true;
     }
     else
     {
-        if((place_0->row_4 + _S125) < (place_0->rows_3))
+        if((place_0->row_4 + _S126) < (place_0->rows_3))
         {
-            _S102 = (place_0->column_3 + _S126) < (place_0->columns_2);
+            _S103 = (place_0->column_3 + _S127) < (place_0->columns_2);
         }
         else
         {
-            _S102 = false;
+            _S103 = false;
         }
     }
-    if(_S102)
+    if(_S103)
     {
-        uint _S127 = Place_at_0(place_0, _S125, _S126);
-        float _S128 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S129 = (&(result_2)[_S127]);
+        uint _S128 = Place_at_0(place_0, _S126, _S127);
+        float _S129 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S130 = (&(result_2)[_S128]);
         if(accumulate_1)
         {
-            _S103 = *(&(result_2)[_S127]) + _S128;
+            _S104 = *(&(result_2)[_S128]) + _S129;
         }
         else
         {
-            _S103 = _S128;
+            _S104 = _S129;
         }
-        *_S129 = _S103;
+        *_S130 = _S104;
     }
-    uint _S130 = _S99 / 4U + 8U;
+    uint _S131 = _S100 / 4U + 8U;
     if(whole_0)
     {
-        _S102 = true;
+        _S103 = true;
     }
     else
     {
-        if((place_0->row_4 + _S130) < (place_0->rows_3))
+        if((place_0->row_4 + _S131) < (place_0->rows_3))
         {
-            _S102 = (place_0->column_3 + _S121) < (place_0->columns_2);
+            _S103 = (place_0->column_3 + _S122) < (place_0->columns_2);
         }
         else
         {
-            _S102 = false;
+            _S103 = false;
         }
     }
-    if(_S102)
+    if(_S103)
     {
-        uint _S131 = Place_at_0(place_0, _S130, _S121);
-        float _S132 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S133 = (&(result_2)[_S131]);
+        uint _S132 = Place_at_0(place_0, _S131, _S122);
+        float _S133 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S134 = (&(result_2)[_S132]);
         if(accumulate_1)
         {
-            _S103 = *(&(result_2)[_S131]) + _S132;
+            _S104 = *(&(result_2)[_S132]) + _S133;
         }
         else
         {
-            _S103 = _S132;
+            _S104 = _S133;
         }
-        *_S133 = _S103;
+        *_S134 = _S104;
     }
-    uint _S134 = _S99 / 4U + 8U;
+    uint _S135 = _S100 / 4U + 8U;
     if(whole_0)
     {
-        _S102 = true;
+        _S103 = true;
     }
     else
     {
-        if((place_0->row_4 + _S134) < (place_0->rows_3))
+        if((place_0->row_4 + _S135) < (place_0->rows_3))
         {
-            _S102 = (place_0->column_3 + _S126) < (place_0->columns_2);
+            _S103 = (place_0->column_3 + _S127) < (place_0->columns_2);
         }
         else
         {
-            _S102 = false;
+            _S103 = false;
         }
     }
-    if(_S102)
+    if(_S103)
     {
-        uint _S135 = Place_at_0(place_0, _S134, _S126);
-        float _S136 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S137 = (&(result_2)[_S135]);
+        uint _S136 = Place_at_0(place_0, _S135, _S127);
+        float _S137 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S138 = (&(result_2)[_S136]);
         if(accumulate_1)
         {
-            _S103 = *(&(result_2)[_S135]) + _S136;
+            _S104 = *(&(result_2)[_S136]) + _S137;
         }
         else
         {
-            _S103 = _S136;
+            _S104 = _S137;
         }
-        *_S137 = _S103;
+        *_S138 = _S104;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S138 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S139 = (_S138 + 64U - 1U) / 64U;
-    uint _S140 = group_number_0(group_1);
-    uint _S141 = p_1->n_0;
-    if(_S140 >= (_S139 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S139 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S140 = (_S139 + 64U - 1U) / 64U;
+    uint _S141 = group_number_0(group_1);
+    uint _S142 = p_1->n_0;
+    if(_S141 >= (_S140 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S142 = _S140 % _S139;
-    uint _S143 = _S142 * 64U;
-    uint _S144 = _S140 / _S139;
-    uint _S145 = _S144 * 64U;
-    uint _S146 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S147 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S148 = thread_1 / 4U;
-    uint _S149 = thread_1 % 4U;
+    uint _S143 = _S141 % _S140;
+    uint _S144 = _S143 * 64U;
+    uint _S145 = _S141 / _S140;
+    uint _S146 = _S145 * 64U;
+    uint _S147 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S148 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S149 = thread_1 / 4U;
+    uint _S150 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S143;
-    (&operands_0)->side_0 = _S145;
-    (&operands_0)->rows_1 = _S138;
+    (&operands_0)->top_0 = _S144;
+    (&operands_0)->side_0 = _S146;
+    (&operands_0)->rows_1 = _S139;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S150 = no_sums_0();
-    sums_3[0U][0U] = _S150;
-    sums_3[0U][1U] = _S150;
-    sums_3[1U][0U] = _S150;
-    sums_3[1U][1U] = _S150;
-    Operands_0 _S151 = operands_0;
-    Parts_0 _S152 = Operands_load_0(&_S151, 0U, _S148, _S149);
+    Sums_0 _S151 = no_sums_0();
+    sums_3[0U][0U] = _S151;
+    sums_3[0U][1U] = _S151;
+    sums_3[1U][0U] = _S151;
+    sums_3[1U][1U] = _S151;
+    Operands_0 _S152 = operands_0;
+    Parts_0 _S153 = Operands_load_0(&_S152, 0U, _S149, _S150);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S152;
+    Parts_0 parts_1 = _S153;
     for(;;)
     {
-        uint _S153 = p_1->k_0;
+        uint _S154 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -672,81 +678,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S154 = parts_1;
-        Parts_store_0(&_S154, _S148, _S149);
+        Parts_0 _S155 = parts_1;
+        Parts_store_0(&_S155, _S149, _S150);
         __syncthreads();
-        uint _S155 = begin_1 + 32U;
-        uint _S156 = (U32_min((_S155), (_S153 - 32U)));
-        Operands_0 _S157 = operands_0;
-        Parts_0 _S158 = Operands_load_0(&_S157, _S156, _S148, _S149);
-        multiply_0(&sums_3, _S146, _S147, thread_1 % 32U);
+        uint _S156 = begin_1 + 32U;
+        uint _S157 = (U32_min((_S156), (_S154 - 32U)));
+        Operands_0 _S158 = operands_0;
+        Parts_0 _S159 = Operands_load_0(&_S158, _S157, _S149, _S150);
+        multiply_0(&sums_3, _S147, _S148, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S155;
-        parts_1 = _S158;
+        begin_1 = _S156;
+        parts_1 = _S159;
     }
-    bool _S159;
-    if((_S143 + 64U) <= _S138)
+    bool _S160;
+    if((_S144 + 64U) <= _S139)
     {
-        _S159 = (_S145 + 64U) <= _S141;
+        _S160 = (_S146 + 64U) <= _S142;
     }
     else
     {
-        _S159 = false;
+        _S160 = false;
     }
     Place_0 place_1;
-    uint _S160 = _S143 + _S146;
-    (&place_1)->row_4 = _S160;
-    uint _S161 = _S145 + _S147;
-    (&place_1)->column_3 = _S161;
-    (&place_1)->rows_3 = _S138;
-    (&place_1)->columns_2 = _S141;
-    uint _S162 = p_1->out_offset_0;
+    uint _S161 = _S144 + _S147;
+    (&place_1)->row_4 = _S161;
+    uint _S162 = _S146 + _S148;
+    (&place_1)->column_3 = _S162;
+    (&place_1)->rows_3 = _S139;
+    (&place_1)->columns_2 = _S142;
+    uint _S163 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S163 = p_1->out_stride_0;
+    uint _S164 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S164 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S165 = sums_3[0U][0U];
-    Place_0 _S166 = place_1;
-    write_0(&_S165, 16.0f, result_3, &_S166, _S164, _S159, thread_1);
+    bool _S165 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S166 = sums_3[0U][0U];
+    Place_0 _S167 = place_1;
+    write_0(&_S166, 16.0f, result_3, &_S167, _S165, _S160, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S160;
-    uint _S167 = _S161 + 16U;
-    (&place_2)->column_3 = _S167;
-    (&place_2)->rows_3 = _S138;
-    (&place_2)->columns_2 = _S141;
-    (&place_2)->offset_3 = _S162;
-    (&place_2)->stride_0 = _S163;
-    Sums_0 _S168 = sums_3[0U][1U];
-    Place_0 _S169 = place_2;
-    write_0(&_S168, 16.0f, result_3, &_S169, _S164, _S159, thread_1);
+    (&place_2)->row_4 = _S161;
+    uint _S168 = _S162 + 16U;
+    (&place_2)->column_3 = _S168;
+    (&place_2)->rows_3 = _S139;
+    (&place_2)->columns_2 = _S142;
+    (&place_2)->offset_3 = _S163;
+    (&place_2)->stride_0 = _S164;
+    Sums_0 _S169 = sums_3[0U][1U];
+    Place_0 _S170 = place_2;
+    write_0(&_S169, 16.0f, result_3, &_S170, _S165, _S160, thread_1);
     Place_0 place_3;
-    uint _S170 = _S160 + 16U;
-    (&place_3)->row_4 = _S170;
-    (&place_3)->column_3 = _S161;
-    (&place_3)->rows_3 = _S138;
-    (&place_3)->columns_2 = _S141;
-    (&place_3)->offset_3 = _S162;
-    (&place_3)->stride_0 = _S163;
-    Sums_0 _S171 = sums_3[1U][0U];
-    Place_0 _S172 = place_3;
-    write_0(&_S171, 16.0f, result_3, &_S172, _S164, _S159, thread_1);
+    uint _S171 = _S161 + 16U;
+    (&place_3)->row_4 = _S171;
+    (&place_3)->column_3 = _S162;
+    (&place_3)->rows_3 = _S139;
+    (&place_3)->columns_2 = _S142;
+    (&place_3)->offset_3 = _S163;
+    (&place_3)->stride_0 = _S164;
+    Sums_0 _S172 = sums_3[1U][0U];
+    Place_0 _S173 = place_3;
+    write_0(&_S172, 16.0f, result_3, &_S173, _S165, _S160, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S170;
-    (&place_4)->column_3 = _S167;
-    (&place_4)->rows_3 = _S138;
-    (&place_4)->columns_2 = _S141;
-    (&place_4)->offset_3 = _S162;
-    (&place_4)->stride_0 = _S163;
-    Sums_0 _S173 = sums_3[1U][1U];
-    Place_0 _S174 = place_4;
-    write_0(&_S173, 16.0f, result_3, &_S174, _S164, _S159, thread_1);
+    (&place_4)->row_4 = _S171;
+    (&place_4)->column_3 = _S168;
+    (&place_4)->rows_3 = _S139;
+    (&place_4)->columns_2 = _S142;
+    (&place_4)->offset_3 = _S163;
+    (&place_4)->stride_0 = _S164;
+    Sums_0 _S174 = sums_3[1U][1U];
+    Place_0 _S175 = place_4;
+    write_0(&_S174, 16.0f, result_3, &_S175, _S165, _S160, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q5_k(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S175 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S176 = p_2;
-    gemm_0(blockIdx, _S175, x_5, weight_2, result_4, batch_2, &_S176);
+    uint _S176 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S177 = p_2;
+    gemm_0(blockIdx, _S176, x_5, weight_2, result_4, batch_2, &_S177);
     return;
 }

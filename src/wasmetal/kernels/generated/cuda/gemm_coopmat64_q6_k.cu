@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
@@ -107,17 +113,17 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = 8U * eight_0;
-    put_0(320U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S14));
-    put_0(320U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S14));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = 8U * eight_0;
+    put_0(320U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S15));
+    put_0(320U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S15));
     return;
 }
 
@@ -148,21 +154,21 @@ struct Operands_0
 
 __device__ uint word_at_0(StructuredBuffer<uint> words_0, uint offset_0, uint half_0)
 {
-    uint _S15 = offset_0 + half_0 / 2U;
-    uint _S16;
+    uint _S16 = offset_0 + half_0 / 2U;
+    uint _S17;
     if((half_0 % 2U) == 0U)
     {
-        uint _S17 = __ldg((&(words_0)[_S15]));
-        _S16 = _S17;
+        uint _S18 = __ldg((&(words_0)[_S16]));
+        _S17 = _S18;
     }
     else
     {
-        uint _S18 = __ldg((&(words_0)[_S15]));
-        uint _S19 = _S18 >> int(16);
-        uint _S20 = __ldg((&(words_0)[_S15 + 1U]));
-        _S16 = _S19 | (_S20 << int(16));
+        uint _S19 = __ldg((&(words_0)[_S16]));
+        uint _S20 = _S19 >> int(16);
+        uint _S21 = __ldg((&(words_0)[_S16 + 1U]));
+        _S17 = _S20 | (_S21 << int(16));
     }
-    return _S16;
+    return _S17;
 }
 
 __device__ float2  halves_0(uint word_0)
@@ -172,22 +178,22 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_1, uint offset_1, uint half_1)
 {
-    uint _S21 = __ldg((&(words_1)[offset_1 + half_1 / 2U]));
-    return halves_0(_S21 >> (half_1 % 2U * 16U)).x;
+    uint _S22 = __ldg((&(words_1)[offset_1 + half_1 / 2U]));
+    return halves_0(_S22 >> (half_1 % 2U * 16U)).x;
 }
 
 __device__ float byte_at_0(StructuredBuffer<uint> words_2, uint offset_2, uint half_2, uint byte_0)
 {
-    uint _S22 = 2U * half_2 + byte_0;
-    uint _S23 = __ldg((&(words_2)[offset_2 + _S22 / 4U]));
-    return float(int(_S23 << (24U - _S22 % 4U * 8U)) >> int(24));
+    uint _S23 = 2U * half_2 + byte_0;
+    uint _S24 = __ldg((&(words_2)[offset_2 + _S23 / 4U]));
+    return float(int(_S24 << (24U - _S23 % 4U * 8U)) >> int(24));
 }
 
 __device__ float4  unsigned_bytes_0(uint word_1)
 {
-    uint4  _S24 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
-    float4  _S25 = make_float4 ((float)_S24.x, (float)_S24.y, (float)_S24.z, (float)_S24.w);
-    return _S25;
+    uint4  _S25 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
+    float4  _S26 = make_float4 ((float)_S25.x, (float)_S25.y, (float)_S25.z, (float)_S25.w);
+    return _S26;
 }
 
 __device__ float4  sixes_0(uint low_0, uint high_0)
@@ -197,64 +203,64 @@ __device__ float4  sixes_0(uint low_0, uint high_0)
 
 __device__ float4  Q6_K_four_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S26 = (row_1 * (columns_0 / 256U) + column_1 / 256U) * 105U;
-    uint _S27 = column_1 % 256U;
-    uint _S28 = _S27 / 128U;
-    uint _S29 = column_1 % 128U / 32U;
-    return make_float4 (half_at_0(words_3, offset_3, _S26 + 104U) * byte_at_0(words_3, offset_3, _S26 + 96U, _S27 / 16U)) * sixes_0((word_at_0(words_3, offset_3, _S26 + _S28 * 32U + column_1 % 64U / 2U)) >> (_S29 / 2U * 4U), (word_at_0(words_3, offset_3, _S26 + 64U + _S28 * 16U + column_1 % 32U / 2U)) >> (_S29 * 2U));
+    uint _S27 = (row_1 * (columns_0 / 256U) + column_1 / 256U) * 105U;
+    uint _S28 = column_1 % 256U;
+    uint _S29 = _S28 / 128U;
+    uint _S30 = column_1 % 128U / 32U;
+    return make_float4 (half_at_0(words_3, offset_3, _S27 + 104U) * byte_at_0(words_3, offset_3, _S27 + 96U, _S28 / 16U)) * sixes_0((word_at_0(words_3, offset_3, _S27 + _S29 * 32U + column_1 % 64U / 2U)) >> (_S30 / 2U * 4U), (word_at_0(words_3, offset_3, _S27 + 64U + _S29 * 16U + column_1 % 32U / 2U)) >> (_S30 * 2U));
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_4, uint offset_4, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S30 = eight_halves_0(Q6_K_four_0(words_4, offset_4, columns_1, row_2, column_2), Q6_K_four_0(words_4, offset_4, columns_1, row_2, column_2 + 4U));
-    return _S30;
+    uint4  _S31 = eight_halves_0(Q6_K_four_0(words_4, offset_4, columns_1, row_2, column_2), Q6_K_four_0(words_4, offset_4, columns_1, row_2, column_2 + 4U));
+    return _S31;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S31 = (&this_1->p_0)->x_offset_0;
-    uint _S32 = this_1->top_0 + row_3;
-    uint _S33 = this_1->rows_1 - 1U;
-    uint _S34 = (&this_1->p_0)->x_stride_0;
-    uint _S35 = 2U * eight_1;
-    uint _S36 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S32), (_S33))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S35;
+    uint _S32 = (&this_1->p_0)->x_offset_0;
+    uint _S33 = this_1->top_0 + row_3;
+    uint _S34 = this_1->rows_1 - 1U;
+    uint _S35 = (&this_1->p_0)->x_stride_0;
+    uint _S36 = 2U * eight_1;
+    uint _S37 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S33), (_S34))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S36;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S37 = this_1->x_3;
-    float4  _S38 = __ldg((&(this_1->x_3)[_S36]));
-    float4  _S39 = __ldg((&(_S37)[_S36 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S38;
-    (&parts_0)->left_0[0U][int(1)] = _S39;
-    uint _S40 = (_S31 + (U32_min((_S32 + 32U), (_S33))) * _S34 + begin_0) / 4U + _S35;
-    float4  _S41 = __ldg((&(_S37)[_S40]));
-    float4  _S42 = __ldg((&(_S37)[_S40 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S41;
-    (&parts_0)->left_0[1U][int(1)] = _S42;
-    uint _S43 = this_1->side_0 + row_3;
-    uint _S44 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S45 = this_1->weight_0;
-    uint _S46 = (&this_1->p_0)->weight_offset_0;
-    uint _S47 = (&this_1->p_0)->k_0;
-    uint _S48 = begin_0 + 8U * eight_1;
-    uint4  _S49 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S43), (_S44))), _S48);
-    (&parts_0)->right_0[0U] = _S49;
-    uint4  _S50 = Others_fetch_0(_S45, _S46, _S47, (U32_min((_S43 + 32U), (_S44))), _S48);
-    (&parts_0)->right_0[1U] = _S50;
+    StructuredBuffer<float4 > _S38 = this_1->x_3;
+    float4  _S39 = __ldg((&(this_1->x_3)[_S37]));
+    float4  _S40 = __ldg((&(_S38)[_S37 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S39;
+    (&parts_0)->left_0[0U][int(1)] = _S40;
+    uint _S41 = (_S32 + (U32_min((_S33 + 32U), (_S34))) * _S35 + begin_0) / 4U + _S36;
+    float4  _S42 = __ldg((&(_S38)[_S41]));
+    float4  _S43 = __ldg((&(_S38)[_S41 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S42;
+    (&parts_0)->left_0[1U][int(1)] = _S43;
+    uint _S44 = this_1->side_0 + row_3;
+    uint _S45 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S46 = this_1->weight_0;
+    uint _S47 = (&this_1->p_0)->weight_offset_0;
+    uint _S48 = (&this_1->p_0)->k_0;
+    uint _S49 = begin_0 + 8U * eight_1;
+    uint4  _S50 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S44), (_S45))), _S49);
+    (&parts_0)->right_0[0U] = _S50;
+    uint4  _S51 = Others_fetch_0(_S46, _S47, _S48, (U32_min((_S44 + 32U), (_S45))), _S49);
+    (&parts_0)->right_0[1U] = _S51;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_5, uint first_0, uint rows_2)
 {
-    uint _S51;
+    uint _S52;
     if(offset_5 == 4294967295U)
     {
-        _S51 = rows_2;
+        _S52 = rows_2;
     }
     else
     {
-        uint _S52 = __ldg((&(batch_0)[offset_5]));
-        _S51 = (U32_min(((U32_max((_S52), (first_0))) - first_0), (rows_2)));
+        uint _S53 = __ldg((&(batch_0)[offset_5]));
+        _S52 = (U32_min(((U32_max((_S53), (first_0))) - first_0), (rows_2)));
     }
-    return _S51;
+    return _S52;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -269,89 +275,89 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S53;
-    (&_S53)->halves_1 = *halves_2;
-    return _S53;
+    Sums_0 _S54;
+    (&_S54)->halves_1 = *halves_2;
+    return _S54;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S54 = make_int4 (int(0));
-    float4  _S55 = make_float4 ((float)_S54.x, (float)_S54.y, (float)_S54.z, (float)_S54.w);
-    FixedArray<float4 , 2>  _S56;
-    _S56[int(0)] = _S55;
-    _S56[int(1)] = _S55;
-    Sums_0 _S57 = Sums_x24init_0(&_S56);
-    return _S57;
+    int4  _S55 = make_int4 (int(0));
+    float4  _S56 = make_float4 ((float)_S55.x, (float)_S55.y, (float)_S55.z, (float)_S55.w);
+    FixedArray<float4 , 2>  _S57;
+    _S57[int(0)] = _S56;
+    _S57[int(1)] = _S56;
+    Sums_0 _S58 = Sums_x24init_0(&_S57);
+    return _S58;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S58;
+    uint4  _S59 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S59;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S59 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S59;
+    uint4  _S60 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S60;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S60 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S61 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S62;
-    _S62[int(0)] = _S60;
-    _S62[int(1)] = _S61;
-    Sums_0 _S63 = Sums_x24init_0(&_S62);
-    return _S63;
+    float4  _S61 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S62 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S63;
+    _S63[int(0)] = _S61;
+    _S63[int(1)] = _S62;
+    Sums_0 _S64 = Sums_x24init_0(&_S63);
+    return _S64;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S64 = 320U + across_0 * 5U;
-    uint4  _S65 = load_right_0(_S64, lane_2);
-    right_2[0U] = _S65;
-    uint _S66 = 320U + (across_0 + 16U) * 5U;
-    uint4  _S67 = load_right_0(_S66, lane_2);
-    right_2[1U] = _S67;
-    uint _S68 = down_0 * 5U;
-    uint4  _S69 = load_left_0(_S68, lane_2);
-    Sums_0 _S70 = (*sums_1)[0U][0U];
-    Sums_0 _S71 = multiply_add_0(_S69, _S65, &_S70);
-    (*sums_1)[0U][0U] = _S71;
-    Sums_0 _S72 = (*sums_1)[0U][1U];
-    Sums_0 _S73 = multiply_add_0(_S69, _S67, &_S72);
-    (*sums_1)[0U][1U] = _S73;
-    uint _S74 = (down_0 + 16U) * 5U;
-    uint4  _S75 = load_left_0(_S74, lane_2);
-    Sums_0 _S76 = (*sums_1)[1U][0U];
-    Sums_0 _S77 = multiply_add_0(_S75, _S65, &_S76);
-    (*sums_1)[1U][0U] = _S77;
-    Sums_0 _S78 = (*sums_1)[1U][1U];
-    Sums_0 _S79 = multiply_add_0(_S75, _S67, &_S78);
-    (*sums_1)[1U][1U] = _S79;
+    uint _S65 = 320U + across_0 * 5U;
+    uint4  _S66 = load_right_0(_S65, lane_2);
+    right_2[0U] = _S66;
+    uint _S67 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S68 = load_right_0(_S67, lane_2);
+    right_2[1U] = _S68;
+    uint _S69 = down_0 * 5U;
+    uint4  _S70 = load_left_0(_S69, lane_2);
+    Sums_0 _S71 = (*sums_1)[0U][0U];
+    Sums_0 _S72 = multiply_add_0(_S70, _S66, &_S71);
+    (*sums_1)[0U][0U] = _S72;
+    Sums_0 _S73 = (*sums_1)[0U][1U];
+    Sums_0 _S74 = multiply_add_0(_S70, _S68, &_S73);
+    (*sums_1)[0U][1U] = _S74;
+    uint _S75 = (down_0 + 16U) * 5U;
+    uint4  _S76 = load_left_0(_S75, lane_2);
+    Sums_0 _S77 = (*sums_1)[1U][0U];
+    Sums_0 _S78 = multiply_add_0(_S76, _S66, &_S77);
+    (*sums_1)[1U][0U] = _S78;
+    Sums_0 _S79 = (*sums_1)[1U][1U];
+    Sums_0 _S80 = multiply_add_0(_S76, _S68, &_S79);
+    (*sums_1)[1U][1U] = _S80;
     FixedArray<uint4 , 2>  right_3;
-    uint4  _S80 = load_right_0(_S64 + 2U, lane_2);
-    right_3[0U] = _S80;
-    uint4  _S81 = load_right_0(_S66 + 2U, lane_2);
-    right_3[1U] = _S81;
-    uint4  _S82 = load_left_0(_S68 + 2U, lane_2);
-    Sums_0 _S83 = (*sums_1)[0U][0U];
-    Sums_0 _S84 = multiply_add_0(_S82, _S80, &_S83);
-    (*sums_1)[0U][0U] = _S84;
-    Sums_0 _S85 = (*sums_1)[0U][1U];
-    Sums_0 _S86 = multiply_add_0(_S82, _S81, &_S85);
-    (*sums_1)[0U][1U] = _S86;
-    uint4  _S87 = load_left_0(_S74 + 2U, lane_2);
-    Sums_0 _S88 = (*sums_1)[1U][0U];
-    Sums_0 _S89 = multiply_add_0(_S87, _S80, &_S88);
-    (*sums_1)[1U][0U] = _S89;
-    Sums_0 _S90 = (*sums_1)[1U][1U];
-    Sums_0 _S91 = multiply_add_0(_S87, _S81, &_S90);
-    (*sums_1)[1U][1U] = _S91;
+    uint4  _S81 = load_right_0(_S65 + 2U, lane_2);
+    right_3[0U] = _S81;
+    uint4  _S82 = load_right_0(_S67 + 2U, lane_2);
+    right_3[1U] = _S82;
+    uint4  _S83 = load_left_0(_S69 + 2U, lane_2);
+    Sums_0 _S84 = (*sums_1)[0U][0U];
+    Sums_0 _S85 = multiply_add_0(_S83, _S81, &_S84);
+    (*sums_1)[0U][0U] = _S85;
+    Sums_0 _S86 = (*sums_1)[0U][1U];
+    Sums_0 _S87 = multiply_add_0(_S83, _S82, &_S86);
+    (*sums_1)[0U][1U] = _S87;
+    uint4  _S88 = load_left_0(_S75 + 2U, lane_2);
+    Sums_0 _S89 = (*sums_1)[1U][0U];
+    Sums_0 _S90 = multiply_add_0(_S88, _S81, &_S89);
+    (*sums_1)[1U][0U] = _S90;
+    Sums_0 _S91 = (*sums_1)[1U][1U];
+    Sums_0 _S92 = multiply_add_0(_S88, _S82, &_S91);
+    (*sums_1)[1U][1U] = _S92;
     return;
 }
 
@@ -372,302 +378,302 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S92 = thread_0 % 32U;
-    uint _S93 = _S92 / 4U;
-    uint _S94 = _S92 % 4U * 2U;
-    bool _S95;
+    uint _S93 = thread_0 % 32U;
+    uint _S94 = _S93 / 4U;
+    uint _S95 = _S93 % 4U * 2U;
+    bool _S96;
     if(whole_0)
     {
-        _S95 = true;
+        _S96 = true;
     }
     else
     {
-        if((place_0->row_4 + _S93) < (place_0->rows_3))
+        if((place_0->row_4 + _S94) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S94) < (place_0->columns_2);
+            _S96 = (place_0->column_3 + _S95) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S96 = false;
         }
     }
-    float _S96;
-    if(_S95)
+    float _S97;
+    if(_S96)
     {
-        uint _S97 = Place_at_0(place_0, _S93, _S94);
-        float _S98 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S99 = (&(result_2)[_S97]);
+        uint _S98 = Place_at_0(place_0, _S94, _S95);
+        float _S99 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S100 = (&(result_2)[_S98]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S97]) + _S98;
+            _S97 = *(&(result_2)[_S98]) + _S99;
         }
         else
         {
-            _S96 = _S98;
+            _S97 = _S99;
         }
-        *_S99 = _S96;
+        *_S100 = _S97;
     }
-    uint _S100 = _S92 / 4U;
-    uint _S101 = _S94 + 1U;
+    uint _S101 = _S93 / 4U;
+    uint _S102 = _S95 + 1U;
     if(whole_0)
     {
-        _S95 = true;
+        _S96 = true;
     }
     else
     {
-        if((place_0->row_4 + _S100) < (place_0->rows_3))
+        if((place_0->row_4 + _S101) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S101) < (place_0->columns_2);
+            _S96 = (place_0->column_3 + _S102) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S96 = false;
         }
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S102 = Place_at_0(place_0, _S100, _S101);
-        float _S103 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S104 = (&(result_2)[_S102]);
+        uint _S103 = Place_at_0(place_0, _S101, _S102);
+        float _S104 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S105 = (&(result_2)[_S103]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S102]) + _S103;
+            _S97 = *(&(result_2)[_S103]) + _S104;
         }
         else
         {
-            _S96 = _S103;
+            _S97 = _S104;
         }
-        *_S104 = _S96;
+        *_S105 = _S97;
     }
-    uint _S105 = _S92 / 4U + 8U;
+    uint _S106 = _S93 / 4U + 8U;
     if(whole_0)
     {
-        _S95 = true;
+        _S96 = true;
     }
     else
     {
-        if((place_0->row_4 + _S105) < (place_0->rows_3))
+        if((place_0->row_4 + _S106) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S94) < (place_0->columns_2);
+            _S96 = (place_0->column_3 + _S95) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S96 = false;
         }
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S106 = Place_at_0(place_0, _S105, _S94);
-        float _S107 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S108 = (&(result_2)[_S106]);
+        uint _S107 = Place_at_0(place_0, _S106, _S95);
+        float _S108 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S109 = (&(result_2)[_S107]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S106]) + _S107;
+            _S97 = *(&(result_2)[_S107]) + _S108;
         }
         else
         {
-            _S96 = _S107;
+            _S97 = _S108;
         }
-        *_S108 = _S96;
+        *_S109 = _S97;
     }
-    uint _S109 = _S92 / 4U + 8U;
+    uint _S110 = _S93 / 4U + 8U;
     if(whole_0)
     {
-        _S95 = true;
+        _S96 = true;
     }
     else
     {
-        if((place_0->row_4 + _S109) < (place_0->rows_3))
+        if((place_0->row_4 + _S110) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S101) < (place_0->columns_2);
+            _S96 = (place_0->column_3 + _S102) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S96 = false;
         }
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S110 = Place_at_0(place_0, _S109, _S101);
-        float _S111 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S112 = (&(result_2)[_S110]);
+        uint _S111 = Place_at_0(place_0, _S110, _S102);
+        float _S112 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S113 = (&(result_2)[_S111]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S110]) + _S111;
+            _S97 = *(&(result_2)[_S111]) + _S112;
         }
         else
         {
-            _S96 = _S111;
+            _S97 = _S112;
         }
-        *_S112 = _S96;
+        *_S113 = _S97;
     }
-    uint _S113 = _S92 / 4U;
-    uint _S114 = 8U + _S94;
+    uint _S114 = _S93 / 4U;
+    uint _S115 = 8U + _S95;
     if(whole_0)
     {
-        _S95 = true;
+        _S96 = true;
     }
     else
     {
-        if((place_0->row_4 + _S113) < (place_0->rows_3))
+        if((place_0->row_4 + _S114) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S114) < (place_0->columns_2);
+            _S96 = (place_0->column_3 + _S115) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S96 = false;
         }
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S115 = Place_at_0(place_0, _S113, _S114);
-        float _S116 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S117 = (&(result_2)[_S115]);
+        uint _S116 = Place_at_0(place_0, _S114, _S115);
+        float _S117 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S118 = (&(result_2)[_S116]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S115]) + _S116;
+            _S97 = *(&(result_2)[_S116]) + _S117;
         }
         else
         {
-            _S96 = _S116;
+            _S97 = _S117;
         }
-        *_S117 = _S96;
+        *_S118 = _S97;
     }
-    uint _S118 = _S92 / 4U;
-    uint _S119 = _S114 + 1U;
+    uint _S119 = _S93 / 4U;
+    uint _S120 = _S115 + 1U;
     if(whole_0)
     {
-        _S95 = true;
+        _S96 = true;
     }
     else
     {
-        if((place_0->row_4 + _S118) < (place_0->rows_3))
+        if((place_0->row_4 + _S119) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S119) < (place_0->columns_2);
+            _S96 = (place_0->column_3 + _S120) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S96 = false;
         }
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S120 = Place_at_0(place_0, _S118, _S119);
-        float _S121 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S122 = (&(result_2)[_S120]);
+        uint _S121 = Place_at_0(place_0, _S119, _S120);
+        float _S122 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S123 = (&(result_2)[_S121]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S120]) + _S121;
+            _S97 = *(&(result_2)[_S121]) + _S122;
         }
         else
         {
-            _S96 = _S121;
+            _S97 = _S122;
         }
-        *_S122 = _S96;
+        *_S123 = _S97;
     }
-    uint _S123 = _S92 / 4U + 8U;
+    uint _S124 = _S93 / 4U + 8U;
     if(whole_0)
     {
-        _S95 = true;
+        _S96 = true;
     }
     else
     {
-        if((place_0->row_4 + _S123) < (place_0->rows_3))
+        if((place_0->row_4 + _S124) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S114) < (place_0->columns_2);
+            _S96 = (place_0->column_3 + _S115) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S96 = false;
         }
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S124 = Place_at_0(place_0, _S123, _S114);
-        float _S125 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S126 = (&(result_2)[_S124]);
+        uint _S125 = Place_at_0(place_0, _S124, _S115);
+        float _S126 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S127 = (&(result_2)[_S125]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S124]) + _S125;
+            _S97 = *(&(result_2)[_S125]) + _S126;
         }
         else
         {
-            _S96 = _S125;
+            _S97 = _S126;
         }
-        *_S126 = _S96;
+        *_S127 = _S97;
     }
-    uint _S127 = _S92 / 4U + 8U;
+    uint _S128 = _S93 / 4U + 8U;
     if(whole_0)
     {
-        _S95 = true;
+        _S96 = true;
     }
     else
     {
-        if((place_0->row_4 + _S127) < (place_0->rows_3))
+        if((place_0->row_4 + _S128) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S119) < (place_0->columns_2);
+            _S96 = (place_0->column_3 + _S120) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S96 = false;
         }
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S128 = Place_at_0(place_0, _S127, _S119);
-        float _S129 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S130 = (&(result_2)[_S128]);
+        uint _S129 = Place_at_0(place_0, _S128, _S120);
+        float _S130 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S131 = (&(result_2)[_S129]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S128]) + _S129;
+            _S97 = *(&(result_2)[_S129]) + _S130;
         }
         else
         {
-            _S96 = _S129;
+            _S97 = _S130;
         }
-        *_S130 = _S96;
+        *_S131 = _S97;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S131 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S132 = (_S131 + 64U - 1U) / 64U;
-    uint _S133 = group_number_0(group_1);
-    uint _S134 = p_1->n_0;
-    if(_S133 >= (_S132 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S132 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S133 = (_S132 + 64U - 1U) / 64U;
+    uint _S134 = group_number_0(group_1);
+    uint _S135 = p_1->n_0;
+    if(_S134 >= (_S133 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S135 = _S133 % _S132;
-    uint _S136 = _S135 * 64U;
-    uint _S137 = _S133 / _S132;
-    uint _S138 = _S137 * 64U;
-    uint _S139 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S140 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S141 = thread_1 / 4U;
-    uint _S142 = thread_1 % 4U;
+    uint _S136 = _S134 % _S133;
+    uint _S137 = _S136 * 64U;
+    uint _S138 = _S134 / _S133;
+    uint _S139 = _S138 * 64U;
+    uint _S140 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S141 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S142 = thread_1 / 4U;
+    uint _S143 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S136;
-    (&operands_0)->side_0 = _S138;
-    (&operands_0)->rows_1 = _S131;
+    (&operands_0)->top_0 = _S137;
+    (&operands_0)->side_0 = _S139;
+    (&operands_0)->rows_1 = _S132;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S143 = no_sums_0();
-    sums_3[0U][0U] = _S143;
-    sums_3[0U][1U] = _S143;
-    sums_3[1U][0U] = _S143;
-    sums_3[1U][1U] = _S143;
-    Operands_0 _S144 = operands_0;
-    Parts_0 _S145 = Operands_load_0(&_S144, 0U, _S141, _S142);
+    Sums_0 _S144 = no_sums_0();
+    sums_3[0U][0U] = _S144;
+    sums_3[0U][1U] = _S144;
+    sums_3[1U][0U] = _S144;
+    sums_3[1U][1U] = _S144;
+    Operands_0 _S145 = operands_0;
+    Parts_0 _S146 = Operands_load_0(&_S145, 0U, _S142, _S143);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S145;
+    Parts_0 parts_1 = _S146;
     for(;;)
     {
-        uint _S146 = p_1->k_0;
+        uint _S147 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -675,81 +681,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S147 = parts_1;
-        Parts_store_0(&_S147, _S141, _S142);
+        Parts_0 _S148 = parts_1;
+        Parts_store_0(&_S148, _S142, _S143);
         __syncthreads();
-        uint _S148 = begin_1 + 32U;
-        uint _S149 = (U32_min((_S148), (_S146 - 32U)));
-        Operands_0 _S150 = operands_0;
-        Parts_0 _S151 = Operands_load_0(&_S150, _S149, _S141, _S142);
-        multiply_0(&sums_3, _S139, _S140, thread_1 % 32U);
+        uint _S149 = begin_1 + 32U;
+        uint _S150 = (U32_min((_S149), (_S147 - 32U)));
+        Operands_0 _S151 = operands_0;
+        Parts_0 _S152 = Operands_load_0(&_S151, _S150, _S142, _S143);
+        multiply_0(&sums_3, _S140, _S141, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S148;
-        parts_1 = _S151;
+        begin_1 = _S149;
+        parts_1 = _S152;
     }
-    bool _S152;
-    if((_S136 + 64U) <= _S131)
+    bool _S153;
+    if((_S137 + 64U) <= _S132)
     {
-        _S152 = (_S138 + 64U) <= _S134;
+        _S153 = (_S139 + 64U) <= _S135;
     }
     else
     {
-        _S152 = false;
+        _S153 = false;
     }
     Place_0 place_1;
-    uint _S153 = _S136 + _S139;
-    (&place_1)->row_4 = _S153;
-    uint _S154 = _S138 + _S140;
-    (&place_1)->column_3 = _S154;
-    (&place_1)->rows_3 = _S131;
-    (&place_1)->columns_2 = _S134;
-    uint _S155 = p_1->out_offset_0;
+    uint _S154 = _S137 + _S140;
+    (&place_1)->row_4 = _S154;
+    uint _S155 = _S139 + _S141;
+    (&place_1)->column_3 = _S155;
+    (&place_1)->rows_3 = _S132;
+    (&place_1)->columns_2 = _S135;
+    uint _S156 = p_1->out_offset_0;
     (&place_1)->offset_6 = p_1->out_offset_0;
-    uint _S156 = p_1->out_stride_0;
+    uint _S157 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S157 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S158 = sums_3[0U][0U];
-    Place_0 _S159 = place_1;
-    write_0(&_S158, 16.0f, result_3, &_S159, _S157, _S152, thread_1);
+    bool _S158 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S159 = sums_3[0U][0U];
+    Place_0 _S160 = place_1;
+    write_0(&_S159, 16.0f, result_3, &_S160, _S158, _S153, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S153;
-    uint _S160 = _S154 + 16U;
-    (&place_2)->column_3 = _S160;
-    (&place_2)->rows_3 = _S131;
-    (&place_2)->columns_2 = _S134;
-    (&place_2)->offset_6 = _S155;
-    (&place_2)->stride_0 = _S156;
-    Sums_0 _S161 = sums_3[0U][1U];
-    Place_0 _S162 = place_2;
-    write_0(&_S161, 16.0f, result_3, &_S162, _S157, _S152, thread_1);
+    (&place_2)->row_4 = _S154;
+    uint _S161 = _S155 + 16U;
+    (&place_2)->column_3 = _S161;
+    (&place_2)->rows_3 = _S132;
+    (&place_2)->columns_2 = _S135;
+    (&place_2)->offset_6 = _S156;
+    (&place_2)->stride_0 = _S157;
+    Sums_0 _S162 = sums_3[0U][1U];
+    Place_0 _S163 = place_2;
+    write_0(&_S162, 16.0f, result_3, &_S163, _S158, _S153, thread_1);
     Place_0 place_3;
-    uint _S163 = _S153 + 16U;
-    (&place_3)->row_4 = _S163;
-    (&place_3)->column_3 = _S154;
-    (&place_3)->rows_3 = _S131;
-    (&place_3)->columns_2 = _S134;
-    (&place_3)->offset_6 = _S155;
-    (&place_3)->stride_0 = _S156;
-    Sums_0 _S164 = sums_3[1U][0U];
-    Place_0 _S165 = place_3;
-    write_0(&_S164, 16.0f, result_3, &_S165, _S157, _S152, thread_1);
+    uint _S164 = _S154 + 16U;
+    (&place_3)->row_4 = _S164;
+    (&place_3)->column_3 = _S155;
+    (&place_3)->rows_3 = _S132;
+    (&place_3)->columns_2 = _S135;
+    (&place_3)->offset_6 = _S156;
+    (&place_3)->stride_0 = _S157;
+    Sums_0 _S165 = sums_3[1U][0U];
+    Place_0 _S166 = place_3;
+    write_0(&_S165, 16.0f, result_3, &_S166, _S158, _S153, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S163;
-    (&place_4)->column_3 = _S160;
-    (&place_4)->rows_3 = _S131;
-    (&place_4)->columns_2 = _S134;
-    (&place_4)->offset_6 = _S155;
-    (&place_4)->stride_0 = _S156;
-    Sums_0 _S166 = sums_3[1U][1U];
-    Place_0 _S167 = place_4;
-    write_0(&_S166, 16.0f, result_3, &_S167, _S157, _S152, thread_1);
+    (&place_4)->row_4 = _S164;
+    (&place_4)->column_3 = _S161;
+    (&place_4)->rows_3 = _S132;
+    (&place_4)->columns_2 = _S135;
+    (&place_4)->offset_6 = _S156;
+    (&place_4)->stride_0 = _S157;
+    Sums_0 _S167 = sums_3[1U][1U];
+    Place_0 _S168 = place_4;
+    write_0(&_S167, 16.0f, result_3, &_S168, _S158, _S153, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q6_k(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S168 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S169 = p_2;
-    gemm_0(blockIdx, _S168, x_5, weight_2, result_4, batch_2, &_S169);
+    uint _S169 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S170 = p_2;
+    gemm_0(blockIdx, _S169, x_5, weight_2, result_4, batch_2, &_S170);
     return;
 }

@@ -75,21 +75,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
@@ -107,17 +113,17 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
-    uint _S8 = row_0 * 5U;
-    uint _S9 = _S8 + eight_0;
-    uint4  _S10 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
-    put_0(_S9, _S10);
-    uint _S11 = (row_0 + 32U) * 5U;
-    uint _S12 = _S11 + eight_0;
-    uint4  _S13 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
-    put_0(_S12, _S13);
-    uint _S14 = 8U * eight_0;
-    put_0(320U + _S8 + eight_0, Others_decode_0(this_0->right_0[0U], _S14));
-    put_0(320U + _S11 + eight_0, Others_decode_0(this_0->right_0[1U], _S14));
+    uint _S9 = row_0 * 5U;
+    uint _S10 = _S9 + eight_0;
+    uint4  _S11 = scaled_halves_0(this_0->left_0[0U][int(0)], this_0->left_0[0U][int(1)]);
+    put_0(_S10, _S11);
+    uint _S12 = (row_0 + 32U) * 5U;
+    uint _S13 = _S12 + eight_0;
+    uint4  _S14 = scaled_halves_0(this_0->left_0[1U][int(0)], this_0->left_0[1U][int(1)]);
+    put_0(_S13, _S14);
+    uint _S15 = 8U * eight_0;
+    put_0(320U + _S9 + eight_0, Others_decode_0(this_0->right_0[0U], _S15));
+    put_0(320U + _S12 + eight_0, Others_decode_0(this_0->right_0[1U], _S15));
     return;
 }
 
@@ -153,75 +159,75 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ float4  bytes_0(uint word_1)
 {
-    int4  _S15 = make_int4 (int(word_1 << int(24)), int(word_1 << int(16)), int(word_1 << int(8)), int(word_1)) >> make_int4 (int(24));
-    float4  _S16 = make_float4 ((float)_S15.x, (float)_S15.y, (float)_S15.z, (float)_S15.w);
-    return _S16;
+    int4  _S16 = make_int4 (int(word_1 << int(24)), int(word_1 << int(16)), int(word_1 << int(8)), int(word_1)) >> make_int4 (int(24));
+    float4  _S17 = make_float4 ((float)_S16.x, (float)_S16.y, (float)_S16.z, (float)_S16.w);
+    return _S17;
 }
 
 __device__ float4  Q8_16_four_0(StructuredBuffer<uint> words_0, uint offset_0, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S17 = offset_0 + (row_1 * (columns_0 / 32U) + column_1 / 32U) * 10U;
-    uint _S18 = __ldg((&(words_0)[_S17]));
-    float2  _S19 = halves_0(_S18);
-    uint _S20 = __ldg((&(words_0)[_S17 + 1U]));
-    uint _S21 = column_1 % 32U;
-    float2  _S22 = _S19 * float2 {bytes_0(_S20 >> (_S21 / 16U * 8U)).x, bytes_0(_S20 >> (_S21 / 16U * 8U)).z};
-    float _S23 = _S22.x;
-    uint _S24 = __ldg((&(words_0)[_S17 + 2U + _S21 / 4U]));
-    return make_float4 (_S23) * bytes_0(_S24) - make_float4 (_S22.y);
+    uint _S18 = offset_0 + (row_1 * (columns_0 / 32U) + column_1 / 32U) * 10U;
+    uint _S19 = __ldg((&(words_0)[_S18]));
+    float2  _S20 = halves_0(_S19);
+    uint _S21 = __ldg((&(words_0)[_S18 + 1U]));
+    uint _S22 = column_1 % 32U;
+    float2  _S23 = _S20 * float2 {bytes_0(_S21 >> (_S22 / 16U * 8U)).x, bytes_0(_S21 >> (_S22 / 16U * 8U)).z};
+    float _S24 = _S23.x;
+    uint _S25 = __ldg((&(words_0)[_S18 + 2U + _S22 / 4U]));
+    return make_float4 (_S24) * bytes_0(_S25) - make_float4 (_S23.y);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_2, uint column_2)
 {
-    uint4  _S25 = eight_halves_0(Q8_16_four_0(words_1, offset_1, columns_1, row_2, column_2), Q8_16_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
-    return _S25;
+    uint4  _S26 = eight_halves_0(Q8_16_four_0(words_1, offset_1, columns_1, row_2, column_2), Q8_16_four_0(words_1, offset_1, columns_1, row_2, column_2 + 4U));
+    return _S26;
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_3, uint eight_1)
 {
-    uint _S26 = (&this_1->p_0)->x_offset_0;
-    uint _S27 = this_1->top_0 + row_3;
-    uint _S28 = this_1->rows_1 - 1U;
-    uint _S29 = (&this_1->p_0)->x_stride_0;
-    uint _S30 = 2U * eight_1;
-    uint _S31 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S27), (_S28))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S30;
+    uint _S27 = (&this_1->p_0)->x_offset_0;
+    uint _S28 = this_1->top_0 + row_3;
+    uint _S29 = this_1->rows_1 - 1U;
+    uint _S30 = (&this_1->p_0)->x_stride_0;
+    uint _S31 = 2U * eight_1;
+    uint _S32 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S28), (_S29))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S31;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S32 = this_1->x_3;
-    float4  _S33 = __ldg((&(this_1->x_3)[_S31]));
-    float4  _S34 = __ldg((&(_S32)[_S31 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S33;
-    (&parts_0)->left_0[0U][int(1)] = _S34;
-    uint _S35 = (_S26 + (U32_min((_S27 + 32U), (_S28))) * _S29 + begin_0) / 4U + _S30;
-    float4  _S36 = __ldg((&(_S32)[_S35]));
-    float4  _S37 = __ldg((&(_S32)[_S35 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S36;
-    (&parts_0)->left_0[1U][int(1)] = _S37;
-    uint _S38 = this_1->side_0 + row_3;
-    uint _S39 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S40 = this_1->weight_0;
-    uint _S41 = (&this_1->p_0)->weight_offset_0;
-    uint _S42 = (&this_1->p_0)->k_0;
-    uint _S43 = begin_0 + 8U * eight_1;
-    uint4  _S44 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S38), (_S39))), _S43);
-    (&parts_0)->right_0[0U] = _S44;
-    uint4  _S45 = Others_fetch_0(_S40, _S41, _S42, (U32_min((_S38 + 32U), (_S39))), _S43);
-    (&parts_0)->right_0[1U] = _S45;
+    StructuredBuffer<float4 > _S33 = this_1->x_3;
+    float4  _S34 = __ldg((&(this_1->x_3)[_S32]));
+    float4  _S35 = __ldg((&(_S33)[_S32 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S34;
+    (&parts_0)->left_0[0U][int(1)] = _S35;
+    uint _S36 = (_S27 + (U32_min((_S28 + 32U), (_S29))) * _S30 + begin_0) / 4U + _S31;
+    float4  _S37 = __ldg((&(_S33)[_S36]));
+    float4  _S38 = __ldg((&(_S33)[_S36 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S37;
+    (&parts_0)->left_0[1U][int(1)] = _S38;
+    uint _S39 = this_1->side_0 + row_3;
+    uint _S40 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S41 = this_1->weight_0;
+    uint _S42 = (&this_1->p_0)->weight_offset_0;
+    uint _S43 = (&this_1->p_0)->k_0;
+    uint _S44 = begin_0 + 8U * eight_1;
+    uint4  _S45 = Others_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S39), (_S40))), _S44);
+    (&parts_0)->right_0[0U] = _S45;
+    uint4  _S46 = Others_fetch_0(_S41, _S42, _S43, (U32_min((_S39 + 32U), (_S40))), _S44);
+    (&parts_0)->right_0[1U] = _S46;
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_2)
 {
-    uint _S46;
+    uint _S47;
     if(offset_2 == 4294967295U)
     {
-        _S46 = rows_2;
+        _S47 = rows_2;
     }
     else
     {
-        uint _S47 = __ldg((&(batch_0)[offset_2]));
-        _S46 = (U32_min(((U32_max((_S47), (first_0))) - first_0), (rows_2)));
+        uint _S48 = __ldg((&(batch_0)[offset_2]));
+        _S47 = (U32_min(((U32_max((_S48), (first_0))) - first_0), (rows_2)));
     }
-    return _S46;
+    return _S47;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -236,89 +242,89 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S48;
-    (&_S48)->halves_1 = *halves_2;
-    return _S48;
+    Sums_0 _S49;
+    (&_S49)->halves_1 = *halves_2;
+    return _S49;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S49 = make_int4 (int(0));
-    float4  _S50 = make_float4 ((float)_S49.x, (float)_S49.y, (float)_S49.z, (float)_S49.w);
-    FixedArray<float4 , 2>  _S51;
-    _S51[int(0)] = _S50;
-    _S51[int(1)] = _S50;
-    Sums_0 _S52 = Sums_x24init_0(&_S51);
-    return _S52;
+    int4  _S50 = make_int4 (int(0));
+    float4  _S51 = make_float4 ((float)_S50.x, (float)_S50.y, (float)_S50.z, (float)_S50.w);
+    FixedArray<float4 , 2>  _S52;
+    _S52[int(0)] = _S51;
+    _S52[int(1)] = _S51;
+    Sums_0 _S53 = Sums_x24init_0(&_S52);
+    return _S53;
 }
 
 __device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    uint4  _S53 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
-    return _S53;
+    uint4  _S54 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S54;
 }
 
 __device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    uint4  _S54 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
-    return _S54;
+    uint4  _S55 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S55;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S55 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S56 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S57;
-    _S57[int(0)] = _S55;
-    _S57[int(1)] = _S56;
-    Sums_0 _S58 = Sums_x24init_0(&_S57);
-    return _S58;
+    float4  _S56 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S57 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S58;
+    _S58[int(0)] = _S56;
+    _S58[int(1)] = _S57;
+    Sums_0 _S59 = Sums_x24init_0(&_S58);
+    return _S59;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S59 = 320U + across_0 * 5U;
-    uint4  _S60 = load_right_0(_S59, lane_2);
-    right_2[0U] = _S60;
-    uint _S61 = 320U + (across_0 + 16U) * 5U;
-    uint4  _S62 = load_right_0(_S61, lane_2);
-    right_2[1U] = _S62;
-    uint _S63 = down_0 * 5U;
-    uint4  _S64 = load_left_0(_S63, lane_2);
-    Sums_0 _S65 = (*sums_1)[0U][0U];
-    Sums_0 _S66 = multiply_add_0(_S64, _S60, &_S65);
-    (*sums_1)[0U][0U] = _S66;
-    Sums_0 _S67 = (*sums_1)[0U][1U];
-    Sums_0 _S68 = multiply_add_0(_S64, _S62, &_S67);
-    (*sums_1)[0U][1U] = _S68;
-    uint _S69 = (down_0 + 16U) * 5U;
-    uint4  _S70 = load_left_0(_S69, lane_2);
-    Sums_0 _S71 = (*sums_1)[1U][0U];
-    Sums_0 _S72 = multiply_add_0(_S70, _S60, &_S71);
-    (*sums_1)[1U][0U] = _S72;
-    Sums_0 _S73 = (*sums_1)[1U][1U];
-    Sums_0 _S74 = multiply_add_0(_S70, _S62, &_S73);
-    (*sums_1)[1U][1U] = _S74;
+    uint _S60 = 320U + across_0 * 5U;
+    uint4  _S61 = load_right_0(_S60, lane_2);
+    right_2[0U] = _S61;
+    uint _S62 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S63 = load_right_0(_S62, lane_2);
+    right_2[1U] = _S63;
+    uint _S64 = down_0 * 5U;
+    uint4  _S65 = load_left_0(_S64, lane_2);
+    Sums_0 _S66 = (*sums_1)[0U][0U];
+    Sums_0 _S67 = multiply_add_0(_S65, _S61, &_S66);
+    (*sums_1)[0U][0U] = _S67;
+    Sums_0 _S68 = (*sums_1)[0U][1U];
+    Sums_0 _S69 = multiply_add_0(_S65, _S63, &_S68);
+    (*sums_1)[0U][1U] = _S69;
+    uint _S70 = (down_0 + 16U) * 5U;
+    uint4  _S71 = load_left_0(_S70, lane_2);
+    Sums_0 _S72 = (*sums_1)[1U][0U];
+    Sums_0 _S73 = multiply_add_0(_S71, _S61, &_S72);
+    (*sums_1)[1U][0U] = _S73;
+    Sums_0 _S74 = (*sums_1)[1U][1U];
+    Sums_0 _S75 = multiply_add_0(_S71, _S63, &_S74);
+    (*sums_1)[1U][1U] = _S75;
     FixedArray<uint4 , 2>  right_3;
-    uint4  _S75 = load_right_0(_S59 + 2U, lane_2);
-    right_3[0U] = _S75;
-    uint4  _S76 = load_right_0(_S61 + 2U, lane_2);
-    right_3[1U] = _S76;
-    uint4  _S77 = load_left_0(_S63 + 2U, lane_2);
-    Sums_0 _S78 = (*sums_1)[0U][0U];
-    Sums_0 _S79 = multiply_add_0(_S77, _S75, &_S78);
-    (*sums_1)[0U][0U] = _S79;
-    Sums_0 _S80 = (*sums_1)[0U][1U];
-    Sums_0 _S81 = multiply_add_0(_S77, _S76, &_S80);
-    (*sums_1)[0U][1U] = _S81;
-    uint4  _S82 = load_left_0(_S69 + 2U, lane_2);
-    Sums_0 _S83 = (*sums_1)[1U][0U];
-    Sums_0 _S84 = multiply_add_0(_S82, _S75, &_S83);
-    (*sums_1)[1U][0U] = _S84;
-    Sums_0 _S85 = (*sums_1)[1U][1U];
-    Sums_0 _S86 = multiply_add_0(_S82, _S76, &_S85);
-    (*sums_1)[1U][1U] = _S86;
+    uint4  _S76 = load_right_0(_S60 + 2U, lane_2);
+    right_3[0U] = _S76;
+    uint4  _S77 = load_right_0(_S62 + 2U, lane_2);
+    right_3[1U] = _S77;
+    uint4  _S78 = load_left_0(_S64 + 2U, lane_2);
+    Sums_0 _S79 = (*sums_1)[0U][0U];
+    Sums_0 _S80 = multiply_add_0(_S78, _S76, &_S79);
+    (*sums_1)[0U][0U] = _S80;
+    Sums_0 _S81 = (*sums_1)[0U][1U];
+    Sums_0 _S82 = multiply_add_0(_S78, _S77, &_S81);
+    (*sums_1)[0U][1U] = _S82;
+    uint4  _S83 = load_left_0(_S70 + 2U, lane_2);
+    Sums_0 _S84 = (*sums_1)[1U][0U];
+    Sums_0 _S85 = multiply_add_0(_S83, _S76, &_S84);
+    (*sums_1)[1U][0U] = _S85;
+    Sums_0 _S86 = (*sums_1)[1U][1U];
+    Sums_0 _S87 = multiply_add_0(_S83, _S77, &_S86);
+    (*sums_1)[1U][1U] = _S87;
     return;
 }
 
@@ -339,302 +345,302 @@ __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S87 = thread_0 % 32U;
-    uint _S88 = _S87 / 4U;
-    uint _S89 = _S87 % 4U * 2U;
-    bool _S90;
+    uint _S88 = thread_0 % 32U;
+    uint _S89 = _S88 / 4U;
+    uint _S90 = _S88 % 4U * 2U;
+    bool _S91;
     if(whole_0)
     {
-        _S90 = true;
+        _S91 = true;
     }
     else
     {
-        if((place_0->row_4 + _S88) < (place_0->rows_3))
+        if((place_0->row_4 + _S89) < (place_0->rows_3))
         {
-            _S90 = (place_0->column_3 + _S89) < (place_0->columns_2);
+            _S91 = (place_0->column_3 + _S90) < (place_0->columns_2);
         }
         else
         {
-            _S90 = false;
+            _S91 = false;
         }
     }
-    float _S91;
-    if(_S90)
+    float _S92;
+    if(_S91)
     {
-        uint _S92 = Place_at_0(place_0, _S88, _S89);
-        float _S93 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S94 = (&(result_2)[_S92]);
+        uint _S93 = Place_at_0(place_0, _S89, _S90);
+        float _S94 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S95 = (&(result_2)[_S93]);
         if(accumulate_1)
         {
-            _S91 = *(&(result_2)[_S92]) + _S93;
+            _S92 = *(&(result_2)[_S93]) + _S94;
         }
         else
         {
-            _S91 = _S93;
+            _S92 = _S94;
         }
-        *_S94 = _S91;
+        *_S95 = _S92;
     }
-    uint _S95 = _S87 / 4U;
-    uint _S96 = _S89 + 1U;
+    uint _S96 = _S88 / 4U;
+    uint _S97 = _S90 + 1U;
     if(whole_0)
     {
-        _S90 = true;
+        _S91 = true;
     }
     else
     {
-        if((place_0->row_4 + _S95) < (place_0->rows_3))
+        if((place_0->row_4 + _S96) < (place_0->rows_3))
         {
-            _S90 = (place_0->column_3 + _S96) < (place_0->columns_2);
+            _S91 = (place_0->column_3 + _S97) < (place_0->columns_2);
         }
         else
         {
-            _S90 = false;
+            _S91 = false;
         }
     }
-    if(_S90)
+    if(_S91)
     {
-        uint _S97 = Place_at_0(place_0, _S95, _S96);
-        float _S98 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S99 = (&(result_2)[_S97]);
+        uint _S98 = Place_at_0(place_0, _S96, _S97);
+        float _S99 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S100 = (&(result_2)[_S98]);
         if(accumulate_1)
         {
-            _S91 = *(&(result_2)[_S97]) + _S98;
+            _S92 = *(&(result_2)[_S98]) + _S99;
         }
         else
         {
-            _S91 = _S98;
+            _S92 = _S99;
         }
-        *_S99 = _S91;
+        *_S100 = _S92;
     }
-    uint _S100 = _S87 / 4U + 8U;
+    uint _S101 = _S88 / 4U + 8U;
     if(whole_0)
     {
-        _S90 = true;
+        _S91 = true;
     }
     else
     {
-        if((place_0->row_4 + _S100) < (place_0->rows_3))
+        if((place_0->row_4 + _S101) < (place_0->rows_3))
         {
-            _S90 = (place_0->column_3 + _S89) < (place_0->columns_2);
+            _S91 = (place_0->column_3 + _S90) < (place_0->columns_2);
         }
         else
         {
-            _S90 = false;
+            _S91 = false;
         }
     }
-    if(_S90)
+    if(_S91)
     {
-        uint _S101 = Place_at_0(place_0, _S100, _S89);
-        float _S102 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S103 = (&(result_2)[_S101]);
+        uint _S102 = Place_at_0(place_0, _S101, _S90);
+        float _S103 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S104 = (&(result_2)[_S102]);
         if(accumulate_1)
         {
-            _S91 = *(&(result_2)[_S101]) + _S102;
+            _S92 = *(&(result_2)[_S102]) + _S103;
         }
         else
         {
-            _S91 = _S102;
+            _S92 = _S103;
         }
-        *_S103 = _S91;
+        *_S104 = _S92;
     }
-    uint _S104 = _S87 / 4U + 8U;
+    uint _S105 = _S88 / 4U + 8U;
     if(whole_0)
     {
-        _S90 = true;
+        _S91 = true;
     }
     else
     {
-        if((place_0->row_4 + _S104) < (place_0->rows_3))
+        if((place_0->row_4 + _S105) < (place_0->rows_3))
         {
-            _S90 = (place_0->column_3 + _S96) < (place_0->columns_2);
+            _S91 = (place_0->column_3 + _S97) < (place_0->columns_2);
         }
         else
         {
-            _S90 = false;
+            _S91 = false;
         }
     }
-    if(_S90)
+    if(_S91)
     {
-        uint _S105 = Place_at_0(place_0, _S104, _S96);
-        float _S106 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S107 = (&(result_2)[_S105]);
+        uint _S106 = Place_at_0(place_0, _S105, _S97);
+        float _S107 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S108 = (&(result_2)[_S106]);
         if(accumulate_1)
         {
-            _S91 = *(&(result_2)[_S105]) + _S106;
+            _S92 = *(&(result_2)[_S106]) + _S107;
         }
         else
         {
-            _S91 = _S106;
+            _S92 = _S107;
         }
-        *_S107 = _S91;
+        *_S108 = _S92;
     }
-    uint _S108 = _S87 / 4U;
-    uint _S109 = 8U + _S89;
+    uint _S109 = _S88 / 4U;
+    uint _S110 = 8U + _S90;
     if(whole_0)
     {
-        _S90 = true;
+        _S91 = true;
     }
     else
     {
-        if((place_0->row_4 + _S108) < (place_0->rows_3))
+        if((place_0->row_4 + _S109) < (place_0->rows_3))
         {
-            _S90 = (place_0->column_3 + _S109) < (place_0->columns_2);
+            _S91 = (place_0->column_3 + _S110) < (place_0->columns_2);
         }
         else
         {
-            _S90 = false;
+            _S91 = false;
         }
     }
-    if(_S90)
+    if(_S91)
     {
-        uint _S110 = Place_at_0(place_0, _S108, _S109);
-        float _S111 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S112 = (&(result_2)[_S110]);
+        uint _S111 = Place_at_0(place_0, _S109, _S110);
+        float _S112 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S113 = (&(result_2)[_S111]);
         if(accumulate_1)
         {
-            _S91 = *(&(result_2)[_S110]) + _S111;
+            _S92 = *(&(result_2)[_S111]) + _S112;
         }
         else
         {
-            _S91 = _S111;
+            _S92 = _S112;
         }
-        *_S112 = _S91;
+        *_S113 = _S92;
     }
-    uint _S113 = _S87 / 4U;
-    uint _S114 = _S109 + 1U;
+    uint _S114 = _S88 / 4U;
+    uint _S115 = _S110 + 1U;
     if(whole_0)
     {
-        _S90 = true;
+        _S91 = true;
     }
     else
     {
-        if((place_0->row_4 + _S113) < (place_0->rows_3))
+        if((place_0->row_4 + _S114) < (place_0->rows_3))
         {
-            _S90 = (place_0->column_3 + _S114) < (place_0->columns_2);
+            _S91 = (place_0->column_3 + _S115) < (place_0->columns_2);
         }
         else
         {
-            _S90 = false;
+            _S91 = false;
         }
     }
-    if(_S90)
+    if(_S91)
     {
-        uint _S115 = Place_at_0(place_0, _S113, _S114);
-        float _S116 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S117 = (&(result_2)[_S115]);
+        uint _S116 = Place_at_0(place_0, _S114, _S115);
+        float _S117 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S118 = (&(result_2)[_S116]);
         if(accumulate_1)
         {
-            _S91 = *(&(result_2)[_S115]) + _S116;
+            _S92 = *(&(result_2)[_S116]) + _S117;
         }
         else
         {
-            _S91 = _S116;
+            _S92 = _S117;
         }
-        *_S117 = _S91;
+        *_S118 = _S92;
     }
-    uint _S118 = _S87 / 4U + 8U;
+    uint _S119 = _S88 / 4U + 8U;
     if(whole_0)
     {
-        _S90 = true;
+        _S91 = true;
     }
     else
     {
-        if((place_0->row_4 + _S118) < (place_0->rows_3))
+        if((place_0->row_4 + _S119) < (place_0->rows_3))
         {
-            _S90 = (place_0->column_3 + _S109) < (place_0->columns_2);
+            _S91 = (place_0->column_3 + _S110) < (place_0->columns_2);
         }
         else
         {
-            _S90 = false;
+            _S91 = false;
         }
     }
-    if(_S90)
+    if(_S91)
     {
-        uint _S119 = Place_at_0(place_0, _S118, _S109);
-        float _S120 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S121 = (&(result_2)[_S119]);
+        uint _S120 = Place_at_0(place_0, _S119, _S110);
+        float _S121 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S122 = (&(result_2)[_S120]);
         if(accumulate_1)
         {
-            _S91 = *(&(result_2)[_S119]) + _S120;
+            _S92 = *(&(result_2)[_S120]) + _S121;
         }
         else
         {
-            _S91 = _S120;
+            _S92 = _S121;
         }
-        *_S121 = _S91;
+        *_S122 = _S92;
     }
-    uint _S122 = _S87 / 4U + 8U;
+    uint _S123 = _S88 / 4U + 8U;
     if(whole_0)
     {
-        _S90 = true;
+        _S91 = true;
     }
     else
     {
-        if((place_0->row_4 + _S122) < (place_0->rows_3))
+        if((place_0->row_4 + _S123) < (place_0->rows_3))
         {
-            _S90 = (place_0->column_3 + _S114) < (place_0->columns_2);
+            _S91 = (place_0->column_3 + _S115) < (place_0->columns_2);
         }
         else
         {
-            _S90 = false;
+            _S91 = false;
         }
     }
-    if(_S90)
+    if(_S91)
     {
-        uint _S123 = Place_at_0(place_0, _S122, _S114);
-        float _S124 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S125 = (&(result_2)[_S123]);
+        uint _S124 = Place_at_0(place_0, _S123, _S115);
+        float _S125 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S126 = (&(result_2)[_S124]);
         if(accumulate_1)
         {
-            _S91 = *(&(result_2)[_S123]) + _S124;
+            _S92 = *(&(result_2)[_S124]) + _S125;
         }
         else
         {
-            _S91 = _S124;
+            _S92 = _S125;
         }
-        *_S125 = _S91;
+        *_S126 = _S92;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S126 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S127 = (_S126 + 64U - 1U) / 64U;
-    uint _S128 = group_number_0(group_1);
-    uint _S129 = p_1->n_0;
-    if(_S128 >= (_S127 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S127 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S128 = (_S127 + 64U - 1U) / 64U;
+    uint _S129 = group_number_0(group_1);
+    uint _S130 = p_1->n_0;
+    if(_S129 >= (_S128 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S130 = _S128 % _S127;
-    uint _S131 = _S130 * 64U;
-    uint _S132 = _S128 / _S127;
-    uint _S133 = _S132 * 64U;
-    uint _S134 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S135 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S136 = thread_1 / 4U;
-    uint _S137 = thread_1 % 4U;
+    uint _S131 = _S129 % _S128;
+    uint _S132 = _S131 * 64U;
+    uint _S133 = _S129 / _S128;
+    uint _S134 = _S133 * 64U;
+    uint _S135 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S136 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S137 = thread_1 / 4U;
+    uint _S138 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S131;
-    (&operands_0)->side_0 = _S133;
-    (&operands_0)->rows_1 = _S126;
+    (&operands_0)->top_0 = _S132;
+    (&operands_0)->side_0 = _S134;
+    (&operands_0)->rows_1 = _S127;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S138 = no_sums_0();
-    sums_3[0U][0U] = _S138;
-    sums_3[0U][1U] = _S138;
-    sums_3[1U][0U] = _S138;
-    sums_3[1U][1U] = _S138;
-    Operands_0 _S139 = operands_0;
-    Parts_0 _S140 = Operands_load_0(&_S139, 0U, _S136, _S137);
+    Sums_0 _S139 = no_sums_0();
+    sums_3[0U][0U] = _S139;
+    sums_3[0U][1U] = _S139;
+    sums_3[1U][0U] = _S139;
+    sums_3[1U][1U] = _S139;
+    Operands_0 _S140 = operands_0;
+    Parts_0 _S141 = Operands_load_0(&_S140, 0U, _S137, _S138);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S140;
+    Parts_0 parts_1 = _S141;
     for(;;)
     {
-        uint _S141 = p_1->k_0;
+        uint _S142 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -642,81 +648,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S142 = parts_1;
-        Parts_store_0(&_S142, _S136, _S137);
+        Parts_0 _S143 = parts_1;
+        Parts_store_0(&_S143, _S137, _S138);
         __syncthreads();
-        uint _S143 = begin_1 + 32U;
-        uint _S144 = (U32_min((_S143), (_S141 - 32U)));
-        Operands_0 _S145 = operands_0;
-        Parts_0 _S146 = Operands_load_0(&_S145, _S144, _S136, _S137);
-        multiply_0(&sums_3, _S134, _S135, thread_1 % 32U);
+        uint _S144 = begin_1 + 32U;
+        uint _S145 = (U32_min((_S144), (_S142 - 32U)));
+        Operands_0 _S146 = operands_0;
+        Parts_0 _S147 = Operands_load_0(&_S146, _S145, _S137, _S138);
+        multiply_0(&sums_3, _S135, _S136, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S143;
-        parts_1 = _S146;
+        begin_1 = _S144;
+        parts_1 = _S147;
     }
-    bool _S147;
-    if((_S131 + 64U) <= _S126)
+    bool _S148;
+    if((_S132 + 64U) <= _S127)
     {
-        _S147 = (_S133 + 64U) <= _S129;
+        _S148 = (_S134 + 64U) <= _S130;
     }
     else
     {
-        _S147 = false;
+        _S148 = false;
     }
     Place_0 place_1;
-    uint _S148 = _S131 + _S134;
-    (&place_1)->row_4 = _S148;
-    uint _S149 = _S133 + _S135;
-    (&place_1)->column_3 = _S149;
-    (&place_1)->rows_3 = _S126;
-    (&place_1)->columns_2 = _S129;
-    uint _S150 = p_1->out_offset_0;
+    uint _S149 = _S132 + _S135;
+    (&place_1)->row_4 = _S149;
+    uint _S150 = _S134 + _S136;
+    (&place_1)->column_3 = _S150;
+    (&place_1)->rows_3 = _S127;
+    (&place_1)->columns_2 = _S130;
+    uint _S151 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S151 = p_1->out_stride_0;
+    uint _S152 = p_1->out_stride_0;
     (&place_1)->stride_0 = p_1->out_stride_0;
-    bool _S152 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S153 = sums_3[0U][0U];
-    Place_0 _S154 = place_1;
-    write_0(&_S153, 16.0f, result_3, &_S154, _S152, _S147, thread_1);
+    bool _S153 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S154 = sums_3[0U][0U];
+    Place_0 _S155 = place_1;
+    write_0(&_S154, 16.0f, result_3, &_S155, _S153, _S148, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S148;
-    uint _S155 = _S149 + 16U;
-    (&place_2)->column_3 = _S155;
-    (&place_2)->rows_3 = _S126;
-    (&place_2)->columns_2 = _S129;
-    (&place_2)->offset_3 = _S150;
-    (&place_2)->stride_0 = _S151;
-    Sums_0 _S156 = sums_3[0U][1U];
-    Place_0 _S157 = place_2;
-    write_0(&_S156, 16.0f, result_3, &_S157, _S152, _S147, thread_1);
+    (&place_2)->row_4 = _S149;
+    uint _S156 = _S150 + 16U;
+    (&place_2)->column_3 = _S156;
+    (&place_2)->rows_3 = _S127;
+    (&place_2)->columns_2 = _S130;
+    (&place_2)->offset_3 = _S151;
+    (&place_2)->stride_0 = _S152;
+    Sums_0 _S157 = sums_3[0U][1U];
+    Place_0 _S158 = place_2;
+    write_0(&_S157, 16.0f, result_3, &_S158, _S153, _S148, thread_1);
     Place_0 place_3;
-    uint _S158 = _S148 + 16U;
-    (&place_3)->row_4 = _S158;
-    (&place_3)->column_3 = _S149;
-    (&place_3)->rows_3 = _S126;
-    (&place_3)->columns_2 = _S129;
-    (&place_3)->offset_3 = _S150;
-    (&place_3)->stride_0 = _S151;
-    Sums_0 _S159 = sums_3[1U][0U];
-    Place_0 _S160 = place_3;
-    write_0(&_S159, 16.0f, result_3, &_S160, _S152, _S147, thread_1);
+    uint _S159 = _S149 + 16U;
+    (&place_3)->row_4 = _S159;
+    (&place_3)->column_3 = _S150;
+    (&place_3)->rows_3 = _S127;
+    (&place_3)->columns_2 = _S130;
+    (&place_3)->offset_3 = _S151;
+    (&place_3)->stride_0 = _S152;
+    Sums_0 _S160 = sums_3[1U][0U];
+    Place_0 _S161 = place_3;
+    write_0(&_S160, 16.0f, result_3, &_S161, _S153, _S148, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S158;
-    (&place_4)->column_3 = _S155;
-    (&place_4)->rows_3 = _S126;
-    (&place_4)->columns_2 = _S129;
-    (&place_4)->offset_3 = _S150;
-    (&place_4)->stride_0 = _S151;
-    Sums_0 _S161 = sums_3[1U][1U];
-    Place_0 _S162 = place_4;
-    write_0(&_S161, 16.0f, result_3, &_S162, _S152, _S147, thread_1);
+    (&place_4)->row_4 = _S159;
+    (&place_4)->column_3 = _S156;
+    (&place_4)->rows_3 = _S127;
+    (&place_4)->columns_2 = _S130;
+    (&place_4)->offset_3 = _S151;
+    (&place_4)->stride_0 = _S152;
+    Sums_0 _S162 = sums_3[1U][1U];
+    Place_0 _S163 = place_4;
+    write_0(&_S162, 16.0f, result_3, &_S163, _S153, _S148, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q8_16(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S163 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S164 = p_2;
-    gemm_0(blockIdx, _S163, x_5, weight_2, result_4, batch_2, &_S164);
+    uint _S164 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S165 = p_2;
+    gemm_0(blockIdx, _S164, x_5, weight_2, result_4, batch_2, &_S165);
     return;
 }

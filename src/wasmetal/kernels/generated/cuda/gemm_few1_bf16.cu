@@ -89,89 +89,95 @@ __device__ float4  clamp_0(float4  x_4, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_4, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  BF16Eights_decode_0(uint4  w_0, uint column_0)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (BFloat_pair_0(w_0.x).x, BFloat_pair_0(w_0.x).y, BFloat_pair_0(w_0.y).x, BFloat_pair_0(w_0.y).y), _S5, _S6), clamp_0(make_float4 (BFloat_pair_0(w_0.z).x, BFloat_pair_0(w_0.z).y, BFloat_pair_0(w_0.w).x, BFloat_pair_0(w_0.w).y), _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (BFloat_pair_0(w_0.x).x, BFloat_pair_0(w_0.x).y, BFloat_pair_0(w_0.y).x, BFloat_pair_0(w_0.y).y), _S6, _S7), clamp_0(make_float4 (BFloat_pair_0(w_0.z).x, BFloat_pair_0(w_0.z).y, BFloat_pair_0(w_0.w).x, BFloat_pair_0(w_0.w).y), _S6, _S7));
+    return _S8;
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S8 = make_float4 (-65504.0f);
-    float4  _S9 = make_float4 (65504.0f);
-    uint4  _S10 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S8, _S9), clamp_0(make_float4 (0.0625f) * b_1, _S8, _S9));
-    return _S10;
+    float4  _S9 = make_float4 (-65504.0f);
+    float4  _S10 = make_float4 (65504.0f);
+    uint4  _S11 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S9, _S10), clamp_0(make_float4 (0.0625f) * b_1, _S9, _S10));
+    return _S11;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Step_0 * step_0, uint column_1, uint downs_0)
 {
     FixedArray<FixedArray<uint4 , 2> , 2>  left_0;
-    uint4  _S11 = BF16Eights_decode_0(step_0->weights_0[0U], column_1);
-    left_0[0U][int(0)] = _S11;
-    uint4  _S12 = BF16Eights_decode_0(step_0->weights_0[1U], column_1);
-    left_0[0U][int(1)] = _S12;
-    uint4  _S13 = BF16Eights_decode_0(step_0->weights_0[2U], column_1);
-    left_0[1U][int(0)] = _S13;
-    uint4  _S14 = BF16Eights_decode_0(step_0->weights_0[3U], column_1);
-    left_0[1U][int(1)] = _S14;
+    uint4  _S12 = BF16Eights_decode_0(step_0->weights_0[0U], column_1);
+    left_0[0U][int(0)] = _S12;
+    uint4  _S13 = BF16Eights_decode_0(step_0->weights_0[1U], column_1);
+    left_0[0U][int(1)] = _S13;
+    uint4  _S14 = BF16Eights_decode_0(step_0->weights_0[2U], column_1);
+    left_0[1U][int(0)] = _S14;
+    uint4  _S15 = BF16Eights_decode_0(step_0->weights_0[3U], column_1);
+    left_0[1U][int(1)] = _S15;
     if(0U < downs_0)
     {
-        uint4  _S15 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
-        uint2  _S16 = uint2 {_S15.x, _S15.y};
-        float4  _S17 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S16), ((*sums_0)[0U][0U])));
-        uint2  _S18 = uint2 {_S15.z, _S15.w};
-        float4  _S19 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S18), (_S17)));
-        (*sums_0)[0U][0U] = _S19;
-        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S16), ((*sums_0)[1U][0U])));
-        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S18), (_S20)));
-        (*sums_0)[1U][0U] = _S21;
+        uint4  _S16 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
+        uint2  _S17 = uint2 {_S16.x, _S16.y};
+        float4  _S18 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S17), ((*sums_0)[0U][0U])));
+        uint2  _S19 = uint2 {_S16.z, _S16.w};
+        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S19), (_S18)));
+        (*sums_0)[0U][0U] = _S20;
+        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S17), ((*sums_0)[1U][0U])));
+        float4  _S22 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S19), (_S21)));
+        (*sums_0)[1U][0U] = _S22;
     }
     if(1U < downs_0)
     {
-        uint4  _S22 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
-        uint2  _S23 = uint2 {_S22.x, _S22.y};
-        float4  _S24 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S23), ((*sums_0)[0U][1U])));
-        uint2  _S25 = uint2 {_S22.z, _S22.w};
-        float4  _S26 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S25), (_S24)));
-        (*sums_0)[0U][1U] = _S26;
-        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S23), ((*sums_0)[1U][1U])));
-        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S25), (_S27)));
-        (*sums_0)[1U][1U] = _S28;
+        uint4  _S23 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
+        uint2  _S24 = uint2 {_S23.x, _S23.y};
+        float4  _S25 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S24), ((*sums_0)[0U][1U])));
+        uint2  _S26 = uint2 {_S23.z, _S23.w};
+        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S26), (_S25)));
+        (*sums_0)[0U][1U] = _S27;
+        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S24), ((*sums_0)[1U][1U])));
+        float4  _S29 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S26), (_S28)));
+        (*sums_0)[1U][1U] = _S29;
     }
     if(2U < downs_0)
     {
-        uint4  _S29 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
-        uint2  _S30 = uint2 {_S29.x, _S29.y};
-        float4  _S31 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S30), ((*sums_0)[0U][2U])));
-        uint2  _S32 = uint2 {_S29.z, _S29.w};
-        float4  _S33 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S32), (_S31)));
-        (*sums_0)[0U][2U] = _S33;
-        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S30), ((*sums_0)[1U][2U])));
-        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S32), (_S34)));
-        (*sums_0)[1U][2U] = _S35;
+        uint4  _S30 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
+        uint2  _S31 = uint2 {_S30.x, _S30.y};
+        float4  _S32 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S31), ((*sums_0)[0U][2U])));
+        uint2  _S33 = uint2 {_S30.z, _S30.w};
+        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S33), (_S32)));
+        (*sums_0)[0U][2U] = _S34;
+        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S31), ((*sums_0)[1U][2U])));
+        float4  _S36 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S33), (_S35)));
+        (*sums_0)[1U][2U] = _S36;
     }
     if(3U < downs_0)
     {
-        uint4  _S36 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
-        uint2  _S37 = uint2 {_S36.x, _S36.y};
-        float4  _S38 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S37), ((*sums_0)[0U][3U])));
-        uint2  _S39 = uint2 {_S36.z, _S36.w};
-        float4  _S40 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S39), (_S38)));
-        (*sums_0)[0U][3U] = _S40;
-        float4  _S41 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S37), ((*sums_0)[1U][3U])));
-        float4  _S42 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S39), (_S41)));
-        (*sums_0)[1U][3U] = _S42;
+        uint4  _S37 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
+        uint2  _S38 = uint2 {_S37.x, _S37.y};
+        float4  _S39 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S38), ((*sums_0)[0U][3U])));
+        uint2  _S40 = uint2 {_S37.z, _S37.w};
+        float4  _S41 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S40), (_S39)));
+        (*sums_0)[0U][3U] = _S41;
+        float4  _S42 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S38), ((*sums_0)[1U][3U])));
+        float4  _S43 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S40), (_S42)));
+        (*sums_0)[1U][3U] = _S43;
     }
     return;
 }
@@ -203,89 +209,89 @@ struct Operands_0
 
 __device__ uint4  BF16Eights_fetch_0(StructuredBuffer<uint4 > words_0, uint offset_0, uint columns_0, uint row_0, uint column_2)
 {
-    uint4  _S43 = __ldg((&(words_0)[offset_0 / 4U + (row_0 * columns_0 + column_2) / 8U]));
-    return _S43;
+    uint4  _S44 = __ldg((&(words_0)[offset_0 / 4U + (row_0 * columns_0 + column_2) / 8U]));
+    return _S44;
 }
 
 __device__ Step_0 Operands_load_0(Operands_0 * this_0, uint column_3, uint row_1)
 {
     Step_0 step_1;
-    StructuredBuffer<uint4 > _S44 = this_0->weight_0;
-    uint _S45 = (&this_0->p_0)->weight_offset_0;
-    uint _S46 = (&this_0->p_0)->k_0;
-    uint _S47 = this_0->side_0;
-    uint _S48 = (&this_0->p_0)->n_0 - 1U;
-    (&step_1)->weights_0[0U] = BF16Eights_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_1), (_S48))), column_3);
-    (&step_1)->weights_0[1U] = BF16Eights_fetch_0(_S44, _S45, _S46, (U32_min((_S47 + 8U + row_1), (_S48))), column_3);
-    (&step_1)->weights_0[2U] = BF16Eights_fetch_0(_S44, _S45, _S46, (U32_min((_S47 + 16U + row_1), (_S48))), column_3);
-    (&step_1)->weights_0[3U] = BF16Eights_fetch_0(_S44, _S45, _S46, (U32_min((_S47 + 24U + row_1), (_S48))), column_3);
-    int4  _S49 = make_int4 (int(0));
-    float4  _S50 = make_float4 ((float)_S49.x, (float)_S49.y, (float)_S49.z, (float)_S49.w);
-    (&step_1)->x_0[0U][int(0)] = _S50;
-    (&step_1)->x_0[0U][int(1)] = _S50;
-    uint _S51 = this_0->top_0;
-    uint _S52 = this_0->rows_1;
+    StructuredBuffer<uint4 > _S45 = this_0->weight_0;
+    uint _S46 = (&this_0->p_0)->weight_offset_0;
+    uint _S47 = (&this_0->p_0)->k_0;
+    uint _S48 = this_0->side_0;
+    uint _S49 = (&this_0->p_0)->n_0 - 1U;
+    (&step_1)->weights_0[0U] = BF16Eights_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_1), (_S49))), column_3);
+    (&step_1)->weights_0[1U] = BF16Eights_fetch_0(_S45, _S46, _S47, (U32_min((_S48 + 8U + row_1), (_S49))), column_3);
+    (&step_1)->weights_0[2U] = BF16Eights_fetch_0(_S45, _S46, _S47, (U32_min((_S48 + 16U + row_1), (_S49))), column_3);
+    (&step_1)->weights_0[3U] = BF16Eights_fetch_0(_S45, _S46, _S47, (U32_min((_S48 + 24U + row_1), (_S49))), column_3);
+    int4  _S50 = make_int4 (int(0));
+    float4  _S51 = make_float4 ((float)_S50.x, (float)_S50.y, (float)_S50.z, (float)_S50.w);
+    (&step_1)->x_0[0U][int(0)] = _S51;
+    (&step_1)->x_0[0U][int(1)] = _S51;
+    uint _S52 = this_0->top_0;
+    uint _S53 = this_0->rows_1;
     if((this_0->top_0) < (this_0->rows_1))
     {
-        uint _S53 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S51 + row_1), (_S52 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
-        StructuredBuffer<float4 > _S54 = this_0->x_5;
-        float4  _S55 = __ldg((&(this_0->x_5)[_S53]));
-        float4  _S56 = __ldg((&(_S54)[_S53 + 1U]));
-        (&step_1)->x_0[0U][int(0)] = _S55;
-        (&step_1)->x_0[0U][int(1)] = _S56;
+        uint _S54 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S52 + row_1), (_S53 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
+        StructuredBuffer<float4 > _S55 = this_0->x_5;
+        float4  _S56 = __ldg((&(this_0->x_5)[_S54]));
+        float4  _S57 = __ldg((&(_S55)[_S54 + 1U]));
+        (&step_1)->x_0[0U][int(0)] = _S56;
+        (&step_1)->x_0[0U][int(1)] = _S57;
     }
-    (&step_1)->x_0[1U][int(0)] = _S50;
-    (&step_1)->x_0[1U][int(1)] = _S50;
-    uint _S57 = _S51 + 8U;
-    if(_S57 < _S52)
+    (&step_1)->x_0[1U][int(0)] = _S51;
+    (&step_1)->x_0[1U][int(1)] = _S51;
+    uint _S58 = _S52 + 8U;
+    if(_S58 < _S53)
     {
-        uint _S58 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S57 + row_1), (_S52 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
-        StructuredBuffer<float4 > _S59 = this_0->x_5;
-        float4  _S60 = __ldg((&(this_0->x_5)[_S58]));
-        float4  _S61 = __ldg((&(_S59)[_S58 + 1U]));
-        (&step_1)->x_0[1U][int(0)] = _S60;
-        (&step_1)->x_0[1U][int(1)] = _S61;
+        uint _S59 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S58 + row_1), (_S53 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
+        StructuredBuffer<float4 > _S60 = this_0->x_5;
+        float4  _S61 = __ldg((&(this_0->x_5)[_S59]));
+        float4  _S62 = __ldg((&(_S60)[_S59 + 1U]));
+        (&step_1)->x_0[1U][int(0)] = _S61;
+        (&step_1)->x_0[1U][int(1)] = _S62;
     }
-    (&step_1)->x_0[2U][int(0)] = _S50;
-    (&step_1)->x_0[2U][int(1)] = _S50;
-    uint _S62 = _S51 + 16U;
-    if(_S62 < _S52)
+    (&step_1)->x_0[2U][int(0)] = _S51;
+    (&step_1)->x_0[2U][int(1)] = _S51;
+    uint _S63 = _S52 + 16U;
+    if(_S63 < _S53)
     {
-        uint _S63 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S62 + row_1), (_S52 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
-        StructuredBuffer<float4 > _S64 = this_0->x_5;
-        float4  _S65 = __ldg((&(this_0->x_5)[_S63]));
-        float4  _S66 = __ldg((&(_S64)[_S63 + 1U]));
-        (&step_1)->x_0[2U][int(0)] = _S65;
-        (&step_1)->x_0[2U][int(1)] = _S66;
+        uint _S64 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S63 + row_1), (_S53 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
+        StructuredBuffer<float4 > _S65 = this_0->x_5;
+        float4  _S66 = __ldg((&(this_0->x_5)[_S64]));
+        float4  _S67 = __ldg((&(_S65)[_S64 + 1U]));
+        (&step_1)->x_0[2U][int(0)] = _S66;
+        (&step_1)->x_0[2U][int(1)] = _S67;
     }
-    (&step_1)->x_0[3U][int(0)] = _S50;
-    (&step_1)->x_0[3U][int(1)] = _S50;
-    uint _S67 = _S51 + 24U;
-    if(_S67 < _S52)
+    (&step_1)->x_0[3U][int(0)] = _S51;
+    (&step_1)->x_0[3U][int(1)] = _S51;
+    uint _S68 = _S52 + 24U;
+    if(_S68 < _S53)
     {
-        uint _S68 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S67 + row_1), (_S52 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
-        StructuredBuffer<float4 > _S69 = this_0->x_5;
-        float4  _S70 = __ldg((&(this_0->x_5)[_S68]));
-        float4  _S71 = __ldg((&(_S69)[_S68 + 1U]));
-        (&step_1)->x_0[3U][int(0)] = _S70;
-        (&step_1)->x_0[3U][int(1)] = _S71;
+        uint _S69 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S68 + row_1), (_S53 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
+        StructuredBuffer<float4 > _S70 = this_0->x_5;
+        float4  _S71 = __ldg((&(this_0->x_5)[_S69]));
+        float4  _S72 = __ldg((&(_S70)[_S69 + 1U]));
+        (&step_1)->x_0[3U][int(0)] = _S71;
+        (&step_1)->x_0[3U][int(1)] = _S72;
     }
     return step_1;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_0, uint rows_2)
 {
-    uint _S72;
+    uint _S73;
     if(offset_1 == 4294967295U)
     {
-        _S72 = rows_2;
+        _S73 = rows_2;
     }
     else
     {
-        uint _S73 = __ldg((&(batch_0)[offset_1]));
-        _S72 = (U32_min(((U32_max((_S73), (first_0))) - first_0), (rows_2)));
+        uint _S74 = __ldg((&(batch_0)[offset_1]));
+        _S73 = (U32_min(((U32_max((_S74), (first_0))) - first_0), (rows_2)));
     }
-    return _S72;
+    return _S73;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -297,130 +303,130 @@ __device__ __shared__ FixedArray<float, 8448>  partial_0;
 
 __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > x_6, StructuredBuffer<uint4 > weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S74 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S75 = (p_1->rows_0 + 32U - 1U) / 32U;
-    uint _S76 = group_number_0(group_1) * 4U + group_1.z;
-    uint _S77 = thread_0 % 32U;
-    uint _S78 = thread_0 / 32U;
-    uint _S79 = _S78 % 8U;
-    uint _S80 = _S76 / _S75;
-    uint _S81 = _S80 * 32U;
+    uint _S75 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S76 = (p_1->rows_0 + 32U - 1U) / 32U;
+    uint _S77 = group_number_0(group_1) * 4U + group_1.z;
+    uint _S78 = thread_0 % 32U;
+    uint _S79 = thread_0 / 32U;
+    uint _S80 = _S79 % 8U;
+    uint _S81 = _S77 / _S76;
+    uint _S82 = _S81 * 32U;
     Operands_0 operands_0;
     (&operands_0)->x_5 = x_6;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    uint _S82 = _S76 % _S75;
-    (&operands_0)->top_0 = _S82 * 32U;
-    (&operands_0)->side_0 = _S81 + _S78 / 8U * 32U;
-    (&operands_0)->rows_1 = _S74;
-    uint _S83 = p_1->n_0;
-    bool _S84;
-    if(_S81 >= (p_1->n_0))
+    uint _S83 = _S77 % _S76;
+    (&operands_0)->top_0 = _S83 * 32U;
+    (&operands_0)->side_0 = _S82 + _S79 / 8U * 32U;
+    (&operands_0)->rows_1 = _S75;
+    uint _S84 = p_1->n_0;
+    bool _S85;
+    if(_S82 >= (p_1->n_0))
     {
-        _S84 = true;
+        _S85 = true;
     }
     else
     {
-        _S84 = ((&operands_0)->top_0) >= _S74;
+        _S85 = ((&operands_0)->top_0) >= _S75;
     }
-    if(_S84)
+    if(_S85)
     {
         return;
     }
     FixedArray<FixedArray<float4 , 4> , 2>  sums_1;
-    int4  _S85 = make_int4 (int(0));
-    float4  _S86 = make_float4 ((float)_S85.x, (float)_S85.y, (float)_S85.z, (float)_S85.w);
-    sums_1[0U][0U] = _S86;
-    sums_1[0U][1U] = _S86;
-    sums_1[0U][2U] = _S86;
-    sums_1[0U][3U] = _S86;
-    sums_1[1U][0U] = _S86;
-    sums_1[1U][1U] = _S86;
-    sums_1[1U][2U] = _S86;
-    sums_1[1U][3U] = _S86;
-    uint _S87 = (_S74 - (&operands_0)->top_0 + 7U) / 8U;
-    uint _S88 = _S77 / 4U;
-    uint _S89 = _S77 % 4U;
-    uint _S90 = _S89 * 8U;
-    uint _S91 = _S79 * 32U;
-    uint column_4 = _S91 + _S90;
-    uint _S92 = p_1->k_0;
+    int4  _S86 = make_int4 (int(0));
+    float4  _S87 = make_float4 ((float)_S86.x, (float)_S86.y, (float)_S86.z, (float)_S86.w);
+    sums_1[0U][0U] = _S87;
+    sums_1[0U][1U] = _S87;
+    sums_1[0U][2U] = _S87;
+    sums_1[0U][3U] = _S87;
+    sums_1[1U][0U] = _S87;
+    sums_1[1U][1U] = _S87;
+    sums_1[1U][2U] = _S87;
+    sums_1[1U][3U] = _S87;
+    uint _S88 = (_S75 - (&operands_0)->top_0 + 7U) / 8U;
+    uint _S89 = _S78 / 4U;
+    uint _S90 = _S78 % 4U;
+    uint _S91 = _S90 * 8U;
+    uint _S92 = _S80 * 32U;
+    uint column_4 = _S92 + _S91;
+    uint _S93 = p_1->k_0;
     uint e_0;
-    if(_S91 < (p_1->k_0))
+    if(_S92 < (p_1->k_0))
     {
-        Operands_0 _S93 = operands_0;
-        Step_0 _S94 = Operands_load_0(&_S93, column_4, _S88);
-        e_0 = _S91;
-        Step_0 step_2 = _S94;
+        Operands_0 _S94 = operands_0;
+        Step_0 _S95 = Operands_load_0(&_S94, column_4, _S89);
+        e_0 = _S92;
+        Step_0 step_2 = _S95;
         uint column_5 = column_4;
         for(;;)
         {
-            if(e_0 < _S92)
+            if(e_0 < _S93)
             {
             }
             else
             {
                 break;
             }
-            uint _S95 = e_0 + 256U;
-            uint _S96 = (U32_min((_S95), ((_S92 / 32U - 1U) * 32U))) + _S90;
-            Operands_0 _S97 = operands_0;
-            Step_0 _S98 = Operands_load_0(&_S97, _S96, _S88);
-            Step_0 _S99 = step_2;
-            multiply_0(&sums_1, &_S99, column_5, _S87);
-            e_0 = _S95;
-            step_2 = _S98;
-            column_5 = _S96;
+            uint _S96 = e_0 + 256U;
+            uint _S97 = (U32_min((_S96), ((_S93 / 32U - 1U) * 32U))) + _S91;
+            Operands_0 _S98 = operands_0;
+            Step_0 _S99 = Operands_load_0(&_S98, _S97, _S89);
+            Step_0 _S100 = step_2;
+            multiply_0(&sums_1, &_S100, column_5, _S88);
+            e_0 = _S96;
+            step_2 = _S99;
+            column_5 = _S97;
         }
     }
-    uint _S100 = _S89 * 2U;
-    uint _S101 = _S78 * 32U;
-    uint _S102 = (_S101 + _S100) * 33U;
-    (*&partial_0)[_S102 + _S88] = *&((&sums_1[0U][0U])->x);
-    uint _S103 = (_S101 + (_S100 + 1U)) * 33U;
-    (*&partial_0)[_S103 + _S88] = *&((&sums_1[0U][0U])->y);
-    uint _S104 = _S88 + 8U;
-    (*&partial_0)[_S102 + _S104] = *&((&sums_1[0U][0U])->z);
-    (*&partial_0)[_S103 + _S104] = *&((&sums_1[0U][0U])->w);
-    uint _S105 = 8U + _S100;
-    uint _S106 = (_S101 + _S105) * 33U;
-    (*&partial_0)[_S106 + _S88] = *&((&sums_1[0U][1U])->x);
-    uint _S107 = (_S101 + (_S105 + 1U)) * 33U;
-    (*&partial_0)[_S107 + _S88] = *&((&sums_1[0U][1U])->y);
-    (*&partial_0)[_S106 + _S104] = *&((&sums_1[0U][1U])->z);
-    (*&partial_0)[_S107 + _S104] = *&((&sums_1[0U][1U])->w);
-    uint _S108 = 16U + _S100;
-    uint _S109 = (_S101 + _S108) * 33U;
-    (*&partial_0)[_S109 + _S88] = *&((&sums_1[0U][2U])->x);
-    uint _S110 = (_S101 + (_S108 + 1U)) * 33U;
-    (*&partial_0)[_S110 + _S88] = *&((&sums_1[0U][2U])->y);
-    (*&partial_0)[_S109 + _S104] = *&((&sums_1[0U][2U])->z);
-    (*&partial_0)[_S110 + _S104] = *&((&sums_1[0U][2U])->w);
-    uint _S111 = 24U + _S100;
-    uint _S112 = (_S101 + _S111) * 33U;
-    (*&partial_0)[_S112 + _S88] = *&((&sums_1[0U][3U])->x);
-    uint _S113 = (_S101 + (_S111 + 1U)) * 33U;
-    (*&partial_0)[_S113 + _S88] = *&((&sums_1[0U][3U])->y);
-    (*&partial_0)[_S112 + _S104] = *&((&sums_1[0U][3U])->z);
-    (*&partial_0)[_S113 + _S104] = *&((&sums_1[0U][3U])->w);
-    uint _S114 = 16U + _S88;
-    (*&partial_0)[_S102 + _S114] = *&((&sums_1[1U][0U])->x);
-    (*&partial_0)[_S103 + _S114] = *&((&sums_1[1U][0U])->y);
-    uint _S115 = _S114 + 8U;
-    (*&partial_0)[_S102 + _S115] = *&((&sums_1[1U][0U])->z);
-    (*&partial_0)[_S103 + _S115] = *&((&sums_1[1U][0U])->w);
-    (*&partial_0)[_S106 + _S114] = *&((&sums_1[1U][1U])->x);
-    (*&partial_0)[_S107 + _S114] = *&((&sums_1[1U][1U])->y);
-    (*&partial_0)[_S106 + _S115] = *&((&sums_1[1U][1U])->z);
-    (*&partial_0)[_S107 + _S115] = *&((&sums_1[1U][1U])->w);
-    (*&partial_0)[_S109 + _S114] = *&((&sums_1[1U][2U])->x);
-    (*&partial_0)[_S110 + _S114] = *&((&sums_1[1U][2U])->y);
-    (*&partial_0)[_S109 + _S115] = *&((&sums_1[1U][2U])->z);
-    (*&partial_0)[_S110 + _S115] = *&((&sums_1[1U][2U])->w);
-    (*&partial_0)[_S112 + _S114] = *&((&sums_1[1U][3U])->x);
-    (*&partial_0)[_S113 + _S114] = *&((&sums_1[1U][3U])->y);
-    (*&partial_0)[_S112 + _S115] = *&((&sums_1[1U][3U])->z);
-    (*&partial_0)[_S113 + _S115] = *&((&sums_1[1U][3U])->w);
+    uint _S101 = _S90 * 2U;
+    uint _S102 = _S79 * 32U;
+    uint _S103 = (_S102 + _S101) * 33U;
+    (*&partial_0)[_S103 + _S89] = *&((&sums_1[0U][0U])->x);
+    uint _S104 = (_S102 + (_S101 + 1U)) * 33U;
+    (*&partial_0)[_S104 + _S89] = *&((&sums_1[0U][0U])->y);
+    uint _S105 = _S89 + 8U;
+    (*&partial_0)[_S103 + _S105] = *&((&sums_1[0U][0U])->z);
+    (*&partial_0)[_S104 + _S105] = *&((&sums_1[0U][0U])->w);
+    uint _S106 = 8U + _S101;
+    uint _S107 = (_S102 + _S106) * 33U;
+    (*&partial_0)[_S107 + _S89] = *&((&sums_1[0U][1U])->x);
+    uint _S108 = (_S102 + (_S106 + 1U)) * 33U;
+    (*&partial_0)[_S108 + _S89] = *&((&sums_1[0U][1U])->y);
+    (*&partial_0)[_S107 + _S105] = *&((&sums_1[0U][1U])->z);
+    (*&partial_0)[_S108 + _S105] = *&((&sums_1[0U][1U])->w);
+    uint _S109 = 16U + _S101;
+    uint _S110 = (_S102 + _S109) * 33U;
+    (*&partial_0)[_S110 + _S89] = *&((&sums_1[0U][2U])->x);
+    uint _S111 = (_S102 + (_S109 + 1U)) * 33U;
+    (*&partial_0)[_S111 + _S89] = *&((&sums_1[0U][2U])->y);
+    (*&partial_0)[_S110 + _S105] = *&((&sums_1[0U][2U])->z);
+    (*&partial_0)[_S111 + _S105] = *&((&sums_1[0U][2U])->w);
+    uint _S112 = 24U + _S101;
+    uint _S113 = (_S102 + _S112) * 33U;
+    (*&partial_0)[_S113 + _S89] = *&((&sums_1[0U][3U])->x);
+    uint _S114 = (_S102 + (_S112 + 1U)) * 33U;
+    (*&partial_0)[_S114 + _S89] = *&((&sums_1[0U][3U])->y);
+    (*&partial_0)[_S113 + _S105] = *&((&sums_1[0U][3U])->z);
+    (*&partial_0)[_S114 + _S105] = *&((&sums_1[0U][3U])->w);
+    uint _S115 = 16U + _S89;
+    (*&partial_0)[_S103 + _S115] = *&((&sums_1[1U][0U])->x);
+    (*&partial_0)[_S104 + _S115] = *&((&sums_1[1U][0U])->y);
+    uint _S116 = _S115 + 8U;
+    (*&partial_0)[_S103 + _S116] = *&((&sums_1[1U][0U])->z);
+    (*&partial_0)[_S104 + _S116] = *&((&sums_1[1U][0U])->w);
+    (*&partial_0)[_S107 + _S115] = *&((&sums_1[1U][1U])->x);
+    (*&partial_0)[_S108 + _S115] = *&((&sums_1[1U][1U])->y);
+    (*&partial_0)[_S107 + _S116] = *&((&sums_1[1U][1U])->z);
+    (*&partial_0)[_S108 + _S116] = *&((&sums_1[1U][1U])->w);
+    (*&partial_0)[_S110 + _S115] = *&((&sums_1[1U][2U])->x);
+    (*&partial_0)[_S111 + _S115] = *&((&sums_1[1U][2U])->y);
+    (*&partial_0)[_S110 + _S116] = *&((&sums_1[1U][2U])->z);
+    (*&partial_0)[_S111 + _S116] = *&((&sums_1[1U][2U])->w);
+    (*&partial_0)[_S113 + _S115] = *&((&sums_1[1U][3U])->x);
+    (*&partial_0)[_S114 + _S115] = *&((&sums_1[1U][3U])->y);
+    (*&partial_0)[_S113 + _S116] = *&((&sums_1[1U][3U])->z);
+    (*&partial_0)[_S114 + _S116] = *&((&sums_1[1U][3U])->w);
     __syncthreads();
     e_0 = thread_0;
     for(;;)
@@ -432,35 +438,35 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
         {
             break;
         }
-        uint _S116 = e_0 / 32U;
-        uint _S117 = e_0 % 32U;
-        if(((&operands_0)->top_0 + _S116) >= _S74)
+        uint _S117 = e_0 / 32U;
+        uint _S118 = e_0 % 32U;
+        if(((&operands_0)->top_0 + _S117) >= _S75)
         {
-            _S84 = true;
+            _S85 = true;
         }
         else
         {
-            _S84 = (_S81 + _S117) >= _S83;
+            _S85 = (_S82 + _S118) >= _S84;
         }
-        if(_S84)
+        if(_S85)
         {
             e_0 = e_0 + 256U;
             continue;
         }
-        uint _S118 = _S117 % 32U;
-        float sum_0 = (*&partial_0)[(_S117 / 32U * 8U * 32U + _S116) * 33U + _S118] + (*&partial_0)[((_S117 / 32U * 8U + 1U) * 32U + _S116) * 33U + _S118] + (*&partial_0)[((_S117 / 32U * 8U + 2U) * 32U + _S116) * 33U + _S118] + (*&partial_0)[((_S117 / 32U * 8U + 3U) * 32U + _S116) * 33U + _S118] + (*&partial_0)[((_S117 / 32U * 8U + 4U) * 32U + _S116) * 33U + _S118] + (*&partial_0)[((_S117 / 32U * 8U + 5U) * 32U + _S116) * 33U + _S118] + (*&partial_0)[((_S117 / 32U * 8U + 6U) * 32U + _S116) * 33U + _S118] + (*&partial_0)[((_S117 / 32U * 8U + 7U) * 32U + _S116) * 33U + _S118];
-        uint _S119 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S116) * p_1->out_stride_0 + _S81 + _S117;
-        float * _S120 = (&(result_3)[_S119]);
-        float _S121;
+        uint _S119 = _S118 % 32U;
+        float sum_0 = (*&partial_0)[(_S118 / 32U * 8U * 32U + _S117) * 33U + _S119] + (*&partial_0)[((_S118 / 32U * 8U + 1U) * 32U + _S117) * 33U + _S119] + (*&partial_0)[((_S118 / 32U * 8U + 2U) * 32U + _S117) * 33U + _S119] + (*&partial_0)[((_S118 / 32U * 8U + 3U) * 32U + _S117) * 33U + _S119] + (*&partial_0)[((_S118 / 32U * 8U + 4U) * 32U + _S117) * 33U + _S119] + (*&partial_0)[((_S118 / 32U * 8U + 5U) * 32U + _S117) * 33U + _S119] + (*&partial_0)[((_S118 / 32U * 8U + 6U) * 32U + _S117) * 33U + _S119] + (*&partial_0)[((_S118 / 32U * 8U + 7U) * 32U + _S117) * 33U + _S119];
+        uint _S120 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S117) * p_1->out_stride_0 + _S82 + _S118;
+        float * _S121 = (&(result_3)[_S120]);
+        float _S122;
         if((p_1->accumulate_0) != 0U)
         {
-            _S121 = *(&(result_3)[_S119]) + sum_0 / 0.0625f;
+            _S122 = *(&(result_3)[_S120]) + sum_0 / 0.0625f;
         }
         else
         {
-            _S121 = sum_0 / 0.0625f;
+            _S122 = sum_0 / 0.0625f;
         }
-        *_S120 = _S121;
+        *_S121 = _S122;
         e_0 = e_0 + 256U;
     }
     return;
@@ -468,8 +474,8 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
 
 extern "C" __global__ void gemm_few1_bf16(StructuredBuffer<float4 > x_7, StructuredBuffer<uint4 > weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S122 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S123 = p_2;
-    gemm_0(blockIdx, _S122, x_7, weight_2, result_4, batch_2, &_S123);
+    uint _S123 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S124 = p_2;
+    gemm_0(blockIdx, _S123, x_7, weight_2, result_4, batch_2, &_S124);
     return;
 }

@@ -70,21 +70,27 @@ __device__ float4  clamp_0(float4  x_3, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_3, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Step_0 * step_0, uint column_1, uint downs_0)
@@ -96,51 +102,51 @@ __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Ste
     left_0[1U][int(1)] = F16Eights_decode_0(step_0->weights_0[3U], column_1);
     if(0U < downs_0)
     {
-        uint4  _S8 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
-        uint2  _S9 = uint2 {_S8.x, _S8.y};
-        float4  _S10 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S9), ((*sums_0)[0U][0U])));
-        uint2  _S11 = uint2 {_S8.z, _S8.w};
-        float4  _S12 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S11), (_S10)));
-        (*sums_0)[0U][0U] = _S12;
-        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S9), ((*sums_0)[1U][0U])));
-        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S11), (_S13)));
-        (*sums_0)[1U][0U] = _S14;
+        uint4  _S9 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
+        uint2  _S10 = uint2 {_S9.x, _S9.y};
+        float4  _S11 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S10), ((*sums_0)[0U][0U])));
+        uint2  _S12 = uint2 {_S9.z, _S9.w};
+        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S12), (_S11)));
+        (*sums_0)[0U][0U] = _S13;
+        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S10), ((*sums_0)[1U][0U])));
+        float4  _S15 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S12), (_S14)));
+        (*sums_0)[1U][0U] = _S15;
     }
     if(1U < downs_0)
     {
-        uint4  _S15 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
-        uint2  _S16 = uint2 {_S15.x, _S15.y};
-        float4  _S17 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S16), ((*sums_0)[0U][1U])));
-        uint2  _S18 = uint2 {_S15.z, _S15.w};
-        float4  _S19 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S18), (_S17)));
-        (*sums_0)[0U][1U] = _S19;
-        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S16), ((*sums_0)[1U][1U])));
-        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S18), (_S20)));
-        (*sums_0)[1U][1U] = _S21;
+        uint4  _S16 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
+        uint2  _S17 = uint2 {_S16.x, _S16.y};
+        float4  _S18 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S17), ((*sums_0)[0U][1U])));
+        uint2  _S19 = uint2 {_S16.z, _S16.w};
+        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S19), (_S18)));
+        (*sums_0)[0U][1U] = _S20;
+        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S17), ((*sums_0)[1U][1U])));
+        float4  _S22 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S19), (_S21)));
+        (*sums_0)[1U][1U] = _S22;
     }
     if(2U < downs_0)
     {
-        uint4  _S22 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
-        uint2  _S23 = uint2 {_S22.x, _S22.y};
-        float4  _S24 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S23), ((*sums_0)[0U][2U])));
-        uint2  _S25 = uint2 {_S22.z, _S22.w};
-        float4  _S26 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S25), (_S24)));
-        (*sums_0)[0U][2U] = _S26;
-        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S23), ((*sums_0)[1U][2U])));
-        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S25), (_S27)));
-        (*sums_0)[1U][2U] = _S28;
+        uint4  _S23 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
+        uint2  _S24 = uint2 {_S23.x, _S23.y};
+        float4  _S25 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S24), ((*sums_0)[0U][2U])));
+        uint2  _S26 = uint2 {_S23.z, _S23.w};
+        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S26), (_S25)));
+        (*sums_0)[0U][2U] = _S27;
+        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S24), ((*sums_0)[1U][2U])));
+        float4  _S29 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S26), (_S28)));
+        (*sums_0)[1U][2U] = _S29;
     }
     if(3U < downs_0)
     {
-        uint4  _S29 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
-        uint2  _S30 = uint2 {_S29.x, _S29.y};
-        float4  _S31 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S30), ((*sums_0)[0U][3U])));
-        uint2  _S32 = uint2 {_S29.z, _S29.w};
-        float4  _S33 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S32), (_S31)));
-        (*sums_0)[0U][3U] = _S33;
-        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S30), ((*sums_0)[1U][3U])));
-        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S32), (_S34)));
-        (*sums_0)[1U][3U] = _S35;
+        uint4  _S30 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
+        uint2  _S31 = uint2 {_S30.x, _S30.y};
+        float4  _S32 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S31), ((*sums_0)[0U][3U])));
+        uint2  _S33 = uint2 {_S30.z, _S30.w};
+        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S33), (_S32)));
+        (*sums_0)[0U][3U] = _S34;
+        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S31), ((*sums_0)[1U][3U])));
+        float4  _S36 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S33), (_S35)));
+        (*sums_0)[1U][3U] = _S36;
     }
     return;
 }
@@ -172,89 +178,89 @@ struct Operands_0
 
 __device__ uint4  F16Eights_fetch_0(StructuredBuffer<uint4 > words_0, uint offset_0, uint columns_0, uint row_0, uint column_2)
 {
-    uint4  _S36 = __ldg((&(words_0)[offset_0 / 4U + (row_0 * columns_0 + column_2) / 8U]));
-    return _S36;
+    uint4  _S37 = __ldg((&(words_0)[offset_0 / 4U + (row_0 * columns_0 + column_2) / 8U]));
+    return _S37;
 }
 
 __device__ Step_0 Operands_load_0(Operands_0 * this_0, uint column_3, uint row_1)
 {
     Step_0 step_1;
-    StructuredBuffer<uint4 > _S37 = this_0->weight_0;
-    uint _S38 = (&this_0->p_0)->weight_offset_0;
-    uint _S39 = (&this_0->p_0)->k_0;
-    uint _S40 = this_0->side_0;
-    uint _S41 = (&this_0->p_0)->n_0 - 1U;
-    (&step_1)->weights_0[0U] = F16Eights_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_1), (_S41))), column_3);
-    (&step_1)->weights_0[1U] = F16Eights_fetch_0(_S37, _S38, _S39, (U32_min((_S40 + 8U + row_1), (_S41))), column_3);
-    (&step_1)->weights_0[2U] = F16Eights_fetch_0(_S37, _S38, _S39, (U32_min((_S40 + 16U + row_1), (_S41))), column_3);
-    (&step_1)->weights_0[3U] = F16Eights_fetch_0(_S37, _S38, _S39, (U32_min((_S40 + 24U + row_1), (_S41))), column_3);
-    int4  _S42 = make_int4 (int(0));
-    float4  _S43 = make_float4 ((float)_S42.x, (float)_S42.y, (float)_S42.z, (float)_S42.w);
-    (&step_1)->x_0[0U][int(0)] = _S43;
-    (&step_1)->x_0[0U][int(1)] = _S43;
-    uint _S44 = this_0->top_0;
-    uint _S45 = this_0->rows_1;
+    StructuredBuffer<uint4 > _S38 = this_0->weight_0;
+    uint _S39 = (&this_0->p_0)->weight_offset_0;
+    uint _S40 = (&this_0->p_0)->k_0;
+    uint _S41 = this_0->side_0;
+    uint _S42 = (&this_0->p_0)->n_0 - 1U;
+    (&step_1)->weights_0[0U] = F16Eights_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_1), (_S42))), column_3);
+    (&step_1)->weights_0[1U] = F16Eights_fetch_0(_S38, _S39, _S40, (U32_min((_S41 + 8U + row_1), (_S42))), column_3);
+    (&step_1)->weights_0[2U] = F16Eights_fetch_0(_S38, _S39, _S40, (U32_min((_S41 + 16U + row_1), (_S42))), column_3);
+    (&step_1)->weights_0[3U] = F16Eights_fetch_0(_S38, _S39, _S40, (U32_min((_S41 + 24U + row_1), (_S42))), column_3);
+    int4  _S43 = make_int4 (int(0));
+    float4  _S44 = make_float4 ((float)_S43.x, (float)_S43.y, (float)_S43.z, (float)_S43.w);
+    (&step_1)->x_0[0U][int(0)] = _S44;
+    (&step_1)->x_0[0U][int(1)] = _S44;
+    uint _S45 = this_0->top_0;
+    uint _S46 = this_0->rows_1;
     if((this_0->top_0) < (this_0->rows_1))
     {
-        uint _S46 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S44 + row_1), (_S45 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
-        StructuredBuffer<float4 > _S47 = this_0->x_4;
-        float4  _S48 = __ldg((&(this_0->x_4)[_S46]));
-        float4  _S49 = __ldg((&(_S47)[_S46 + 1U]));
-        (&step_1)->x_0[0U][int(0)] = _S48;
-        (&step_1)->x_0[0U][int(1)] = _S49;
+        uint _S47 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S45 + row_1), (_S46 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
+        StructuredBuffer<float4 > _S48 = this_0->x_4;
+        float4  _S49 = __ldg((&(this_0->x_4)[_S47]));
+        float4  _S50 = __ldg((&(_S48)[_S47 + 1U]));
+        (&step_1)->x_0[0U][int(0)] = _S49;
+        (&step_1)->x_0[0U][int(1)] = _S50;
     }
-    (&step_1)->x_0[1U][int(0)] = _S43;
-    (&step_1)->x_0[1U][int(1)] = _S43;
-    uint _S50 = _S44 + 8U;
-    if(_S50 < _S45)
+    (&step_1)->x_0[1U][int(0)] = _S44;
+    (&step_1)->x_0[1U][int(1)] = _S44;
+    uint _S51 = _S45 + 8U;
+    if(_S51 < _S46)
     {
-        uint _S51 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S50 + row_1), (_S45 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
-        StructuredBuffer<float4 > _S52 = this_0->x_4;
-        float4  _S53 = __ldg((&(this_0->x_4)[_S51]));
-        float4  _S54 = __ldg((&(_S52)[_S51 + 1U]));
-        (&step_1)->x_0[1U][int(0)] = _S53;
-        (&step_1)->x_0[1U][int(1)] = _S54;
+        uint _S52 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S51 + row_1), (_S46 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
+        StructuredBuffer<float4 > _S53 = this_0->x_4;
+        float4  _S54 = __ldg((&(this_0->x_4)[_S52]));
+        float4  _S55 = __ldg((&(_S53)[_S52 + 1U]));
+        (&step_1)->x_0[1U][int(0)] = _S54;
+        (&step_1)->x_0[1U][int(1)] = _S55;
     }
-    (&step_1)->x_0[2U][int(0)] = _S43;
-    (&step_1)->x_0[2U][int(1)] = _S43;
-    uint _S55 = _S44 + 16U;
-    if(_S55 < _S45)
+    (&step_1)->x_0[2U][int(0)] = _S44;
+    (&step_1)->x_0[2U][int(1)] = _S44;
+    uint _S56 = _S45 + 16U;
+    if(_S56 < _S46)
     {
-        uint _S56 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S55 + row_1), (_S45 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
-        StructuredBuffer<float4 > _S57 = this_0->x_4;
-        float4  _S58 = __ldg((&(this_0->x_4)[_S56]));
-        float4  _S59 = __ldg((&(_S57)[_S56 + 1U]));
-        (&step_1)->x_0[2U][int(0)] = _S58;
-        (&step_1)->x_0[2U][int(1)] = _S59;
+        uint _S57 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S56 + row_1), (_S46 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
+        StructuredBuffer<float4 > _S58 = this_0->x_4;
+        float4  _S59 = __ldg((&(this_0->x_4)[_S57]));
+        float4  _S60 = __ldg((&(_S58)[_S57 + 1U]));
+        (&step_1)->x_0[2U][int(0)] = _S59;
+        (&step_1)->x_0[2U][int(1)] = _S60;
     }
-    (&step_1)->x_0[3U][int(0)] = _S43;
-    (&step_1)->x_0[3U][int(1)] = _S43;
-    uint _S60 = _S44 + 24U;
-    if(_S60 < _S45)
+    (&step_1)->x_0[3U][int(0)] = _S44;
+    (&step_1)->x_0[3U][int(1)] = _S44;
+    uint _S61 = _S45 + 24U;
+    if(_S61 < _S46)
     {
-        uint _S61 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S60 + row_1), (_S45 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
-        StructuredBuffer<float4 > _S62 = this_0->x_4;
-        float4  _S63 = __ldg((&(this_0->x_4)[_S61]));
-        float4  _S64 = __ldg((&(_S62)[_S61 + 1U]));
-        (&step_1)->x_0[3U][int(0)] = _S63;
-        (&step_1)->x_0[3U][int(1)] = _S64;
+        uint _S62 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S61 + row_1), (_S46 - 1U))) * (&this_0->p_0)->x_stride_0 + column_3) / 4U;
+        StructuredBuffer<float4 > _S63 = this_0->x_4;
+        float4  _S64 = __ldg((&(this_0->x_4)[_S62]));
+        float4  _S65 = __ldg((&(_S63)[_S62 + 1U]));
+        (&step_1)->x_0[3U][int(0)] = _S64;
+        (&step_1)->x_0[3U][int(1)] = _S65;
     }
     return step_1;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_1, uint first_0, uint rows_2)
 {
-    uint _S65;
+    uint _S66;
     if(offset_1 == 4294967295U)
     {
-        _S65 = rows_2;
+        _S66 = rows_2;
     }
     else
     {
-        uint _S66 = __ldg((&(batch_0)[offset_1]));
-        _S65 = (U32_min(((U32_max((_S66), (first_0))) - first_0), (rows_2)));
+        uint _S67 = __ldg((&(batch_0)[offset_1]));
+        _S66 = (U32_min(((U32_max((_S67), (first_0))) - first_0), (rows_2)));
     }
-    return _S65;
+    return _S66;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -266,130 +272,130 @@ __device__ __shared__ FixedArray<float, 8448>  partial_0;
 
 __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > x_5, StructuredBuffer<uint4 > weight_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S67 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S68 = (p_1->rows_0 + 32U - 1U) / 32U;
-    uint _S69 = group_number_0(group_1) * 4U + group_1.z;
-    uint _S70 = thread_0 % 32U;
-    uint _S71 = thread_0 / 32U;
-    uint _S72 = _S71 % 8U;
-    uint _S73 = _S69 / _S68;
-    uint _S74 = _S73 * 32U;
+    uint _S68 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S69 = (p_1->rows_0 + 32U - 1U) / 32U;
+    uint _S70 = group_number_0(group_1) * 4U + group_1.z;
+    uint _S71 = thread_0 % 32U;
+    uint _S72 = thread_0 / 32U;
+    uint _S73 = _S72 % 8U;
+    uint _S74 = _S70 / _S69;
+    uint _S75 = _S74 * 32U;
     Operands_0 operands_0;
     (&operands_0)->x_4 = x_5;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    uint _S75 = _S69 % _S68;
-    (&operands_0)->top_0 = _S75 * 32U;
-    (&operands_0)->side_0 = _S74 + _S71 / 8U * 32U;
-    (&operands_0)->rows_1 = _S67;
-    uint _S76 = p_1->n_0;
-    bool _S77;
-    if(_S74 >= (p_1->n_0))
+    uint _S76 = _S70 % _S69;
+    (&operands_0)->top_0 = _S76 * 32U;
+    (&operands_0)->side_0 = _S75 + _S72 / 8U * 32U;
+    (&operands_0)->rows_1 = _S68;
+    uint _S77 = p_1->n_0;
+    bool _S78;
+    if(_S75 >= (p_1->n_0))
     {
-        _S77 = true;
+        _S78 = true;
     }
     else
     {
-        _S77 = ((&operands_0)->top_0) >= _S67;
+        _S78 = ((&operands_0)->top_0) >= _S68;
     }
-    if(_S77)
+    if(_S78)
     {
         return;
     }
     FixedArray<FixedArray<float4 , 4> , 2>  sums_1;
-    int4  _S78 = make_int4 (int(0));
-    float4  _S79 = make_float4 ((float)_S78.x, (float)_S78.y, (float)_S78.z, (float)_S78.w);
-    sums_1[0U][0U] = _S79;
-    sums_1[0U][1U] = _S79;
-    sums_1[0U][2U] = _S79;
-    sums_1[0U][3U] = _S79;
-    sums_1[1U][0U] = _S79;
-    sums_1[1U][1U] = _S79;
-    sums_1[1U][2U] = _S79;
-    sums_1[1U][3U] = _S79;
-    uint _S80 = (_S67 - (&operands_0)->top_0 + 7U) / 8U;
-    uint _S81 = _S70 / 4U;
-    uint _S82 = _S70 % 4U;
-    uint _S83 = _S82 * 8U;
-    uint _S84 = _S72 * 32U;
-    uint column_4 = _S84 + _S83;
-    uint _S85 = p_1->k_0;
+    int4  _S79 = make_int4 (int(0));
+    float4  _S80 = make_float4 ((float)_S79.x, (float)_S79.y, (float)_S79.z, (float)_S79.w);
+    sums_1[0U][0U] = _S80;
+    sums_1[0U][1U] = _S80;
+    sums_1[0U][2U] = _S80;
+    sums_1[0U][3U] = _S80;
+    sums_1[1U][0U] = _S80;
+    sums_1[1U][1U] = _S80;
+    sums_1[1U][2U] = _S80;
+    sums_1[1U][3U] = _S80;
+    uint _S81 = (_S68 - (&operands_0)->top_0 + 7U) / 8U;
+    uint _S82 = _S71 / 4U;
+    uint _S83 = _S71 % 4U;
+    uint _S84 = _S83 * 8U;
+    uint _S85 = _S73 * 32U;
+    uint column_4 = _S85 + _S84;
+    uint _S86 = p_1->k_0;
     uint e_0;
-    if(_S84 < (p_1->k_0))
+    if(_S85 < (p_1->k_0))
     {
-        Operands_0 _S86 = operands_0;
-        Step_0 _S87 = Operands_load_0(&_S86, column_4, _S81);
-        e_0 = _S84;
-        Step_0 step_2 = _S87;
+        Operands_0 _S87 = operands_0;
+        Step_0 _S88 = Operands_load_0(&_S87, column_4, _S82);
+        e_0 = _S85;
+        Step_0 step_2 = _S88;
         uint column_5 = column_4;
         for(;;)
         {
-            if(e_0 < _S85)
+            if(e_0 < _S86)
             {
             }
             else
             {
                 break;
             }
-            uint _S88 = e_0 + 256U;
-            uint _S89 = (U32_min((_S88), ((_S85 / 32U - 1U) * 32U))) + _S83;
-            Operands_0 _S90 = operands_0;
-            Step_0 _S91 = Operands_load_0(&_S90, _S89, _S81);
-            Step_0 _S92 = step_2;
-            multiply_0(&sums_1, &_S92, column_5, _S80);
-            e_0 = _S88;
-            step_2 = _S91;
-            column_5 = _S89;
+            uint _S89 = e_0 + 256U;
+            uint _S90 = (U32_min((_S89), ((_S86 / 32U - 1U) * 32U))) + _S84;
+            Operands_0 _S91 = operands_0;
+            Step_0 _S92 = Operands_load_0(&_S91, _S90, _S82);
+            Step_0 _S93 = step_2;
+            multiply_0(&sums_1, &_S93, column_5, _S81);
+            e_0 = _S89;
+            step_2 = _S92;
+            column_5 = _S90;
         }
     }
-    uint _S93 = _S82 * 2U;
-    uint _S94 = _S71 * 32U;
-    uint _S95 = (_S94 + _S93) * 33U;
-    (*&partial_0)[_S95 + _S81] = *&((&sums_1[0U][0U])->x);
-    uint _S96 = (_S94 + (_S93 + 1U)) * 33U;
-    (*&partial_0)[_S96 + _S81] = *&((&sums_1[0U][0U])->y);
-    uint _S97 = _S81 + 8U;
-    (*&partial_0)[_S95 + _S97] = *&((&sums_1[0U][0U])->z);
-    (*&partial_0)[_S96 + _S97] = *&((&sums_1[0U][0U])->w);
-    uint _S98 = 8U + _S93;
-    uint _S99 = (_S94 + _S98) * 33U;
-    (*&partial_0)[_S99 + _S81] = *&((&sums_1[0U][1U])->x);
-    uint _S100 = (_S94 + (_S98 + 1U)) * 33U;
-    (*&partial_0)[_S100 + _S81] = *&((&sums_1[0U][1U])->y);
-    (*&partial_0)[_S99 + _S97] = *&((&sums_1[0U][1U])->z);
-    (*&partial_0)[_S100 + _S97] = *&((&sums_1[0U][1U])->w);
-    uint _S101 = 16U + _S93;
-    uint _S102 = (_S94 + _S101) * 33U;
-    (*&partial_0)[_S102 + _S81] = *&((&sums_1[0U][2U])->x);
-    uint _S103 = (_S94 + (_S101 + 1U)) * 33U;
-    (*&partial_0)[_S103 + _S81] = *&((&sums_1[0U][2U])->y);
-    (*&partial_0)[_S102 + _S97] = *&((&sums_1[0U][2U])->z);
-    (*&partial_0)[_S103 + _S97] = *&((&sums_1[0U][2U])->w);
-    uint _S104 = 24U + _S93;
-    uint _S105 = (_S94 + _S104) * 33U;
-    (*&partial_0)[_S105 + _S81] = *&((&sums_1[0U][3U])->x);
-    uint _S106 = (_S94 + (_S104 + 1U)) * 33U;
-    (*&partial_0)[_S106 + _S81] = *&((&sums_1[0U][3U])->y);
-    (*&partial_0)[_S105 + _S97] = *&((&sums_1[0U][3U])->z);
-    (*&partial_0)[_S106 + _S97] = *&((&sums_1[0U][3U])->w);
-    uint _S107 = 16U + _S81;
-    (*&partial_0)[_S95 + _S107] = *&((&sums_1[1U][0U])->x);
-    (*&partial_0)[_S96 + _S107] = *&((&sums_1[1U][0U])->y);
-    uint _S108 = _S107 + 8U;
-    (*&partial_0)[_S95 + _S108] = *&((&sums_1[1U][0U])->z);
-    (*&partial_0)[_S96 + _S108] = *&((&sums_1[1U][0U])->w);
-    (*&partial_0)[_S99 + _S107] = *&((&sums_1[1U][1U])->x);
-    (*&partial_0)[_S100 + _S107] = *&((&sums_1[1U][1U])->y);
-    (*&partial_0)[_S99 + _S108] = *&((&sums_1[1U][1U])->z);
-    (*&partial_0)[_S100 + _S108] = *&((&sums_1[1U][1U])->w);
-    (*&partial_0)[_S102 + _S107] = *&((&sums_1[1U][2U])->x);
-    (*&partial_0)[_S103 + _S107] = *&((&sums_1[1U][2U])->y);
-    (*&partial_0)[_S102 + _S108] = *&((&sums_1[1U][2U])->z);
-    (*&partial_0)[_S103 + _S108] = *&((&sums_1[1U][2U])->w);
-    (*&partial_0)[_S105 + _S107] = *&((&sums_1[1U][3U])->x);
-    (*&partial_0)[_S106 + _S107] = *&((&sums_1[1U][3U])->y);
-    (*&partial_0)[_S105 + _S108] = *&((&sums_1[1U][3U])->z);
-    (*&partial_0)[_S106 + _S108] = *&((&sums_1[1U][3U])->w);
+    uint _S94 = _S83 * 2U;
+    uint _S95 = _S72 * 32U;
+    uint _S96 = (_S95 + _S94) * 33U;
+    (*&partial_0)[_S96 + _S82] = *&((&sums_1[0U][0U])->x);
+    uint _S97 = (_S95 + (_S94 + 1U)) * 33U;
+    (*&partial_0)[_S97 + _S82] = *&((&sums_1[0U][0U])->y);
+    uint _S98 = _S82 + 8U;
+    (*&partial_0)[_S96 + _S98] = *&((&sums_1[0U][0U])->z);
+    (*&partial_0)[_S97 + _S98] = *&((&sums_1[0U][0U])->w);
+    uint _S99 = 8U + _S94;
+    uint _S100 = (_S95 + _S99) * 33U;
+    (*&partial_0)[_S100 + _S82] = *&((&sums_1[0U][1U])->x);
+    uint _S101 = (_S95 + (_S99 + 1U)) * 33U;
+    (*&partial_0)[_S101 + _S82] = *&((&sums_1[0U][1U])->y);
+    (*&partial_0)[_S100 + _S98] = *&((&sums_1[0U][1U])->z);
+    (*&partial_0)[_S101 + _S98] = *&((&sums_1[0U][1U])->w);
+    uint _S102 = 16U + _S94;
+    uint _S103 = (_S95 + _S102) * 33U;
+    (*&partial_0)[_S103 + _S82] = *&((&sums_1[0U][2U])->x);
+    uint _S104 = (_S95 + (_S102 + 1U)) * 33U;
+    (*&partial_0)[_S104 + _S82] = *&((&sums_1[0U][2U])->y);
+    (*&partial_0)[_S103 + _S98] = *&((&sums_1[0U][2U])->z);
+    (*&partial_0)[_S104 + _S98] = *&((&sums_1[0U][2U])->w);
+    uint _S105 = 24U + _S94;
+    uint _S106 = (_S95 + _S105) * 33U;
+    (*&partial_0)[_S106 + _S82] = *&((&sums_1[0U][3U])->x);
+    uint _S107 = (_S95 + (_S105 + 1U)) * 33U;
+    (*&partial_0)[_S107 + _S82] = *&((&sums_1[0U][3U])->y);
+    (*&partial_0)[_S106 + _S98] = *&((&sums_1[0U][3U])->z);
+    (*&partial_0)[_S107 + _S98] = *&((&sums_1[0U][3U])->w);
+    uint _S108 = 16U + _S82;
+    (*&partial_0)[_S96 + _S108] = *&((&sums_1[1U][0U])->x);
+    (*&partial_0)[_S97 + _S108] = *&((&sums_1[1U][0U])->y);
+    uint _S109 = _S108 + 8U;
+    (*&partial_0)[_S96 + _S109] = *&((&sums_1[1U][0U])->z);
+    (*&partial_0)[_S97 + _S109] = *&((&sums_1[1U][0U])->w);
+    (*&partial_0)[_S100 + _S108] = *&((&sums_1[1U][1U])->x);
+    (*&partial_0)[_S101 + _S108] = *&((&sums_1[1U][1U])->y);
+    (*&partial_0)[_S100 + _S109] = *&((&sums_1[1U][1U])->z);
+    (*&partial_0)[_S101 + _S109] = *&((&sums_1[1U][1U])->w);
+    (*&partial_0)[_S103 + _S108] = *&((&sums_1[1U][2U])->x);
+    (*&partial_0)[_S104 + _S108] = *&((&sums_1[1U][2U])->y);
+    (*&partial_0)[_S103 + _S109] = *&((&sums_1[1U][2U])->z);
+    (*&partial_0)[_S104 + _S109] = *&((&sums_1[1U][2U])->w);
+    (*&partial_0)[_S106 + _S108] = *&((&sums_1[1U][3U])->x);
+    (*&partial_0)[_S107 + _S108] = *&((&sums_1[1U][3U])->y);
+    (*&partial_0)[_S106 + _S109] = *&((&sums_1[1U][3U])->z);
+    (*&partial_0)[_S107 + _S109] = *&((&sums_1[1U][3U])->w);
     __syncthreads();
     e_0 = thread_0;
     for(;;)
@@ -401,35 +407,35 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
         {
             break;
         }
-        uint _S109 = e_0 / 32U;
-        uint _S110 = e_0 % 32U;
-        if(((&operands_0)->top_0 + _S109) >= _S67)
+        uint _S110 = e_0 / 32U;
+        uint _S111 = e_0 % 32U;
+        if(((&operands_0)->top_0 + _S110) >= _S68)
         {
-            _S77 = true;
+            _S78 = true;
         }
         else
         {
-            _S77 = (_S74 + _S110) >= _S76;
+            _S78 = (_S75 + _S111) >= _S77;
         }
-        if(_S77)
+        if(_S78)
         {
             e_0 = e_0 + 256U;
             continue;
         }
-        uint _S111 = _S110 % 32U;
-        float sum_0 = (*&partial_0)[(_S110 / 32U * 8U * 32U + _S109) * 33U + _S111] + (*&partial_0)[((_S110 / 32U * 8U + 1U) * 32U + _S109) * 33U + _S111] + (*&partial_0)[((_S110 / 32U * 8U + 2U) * 32U + _S109) * 33U + _S111] + (*&partial_0)[((_S110 / 32U * 8U + 3U) * 32U + _S109) * 33U + _S111] + (*&partial_0)[((_S110 / 32U * 8U + 4U) * 32U + _S109) * 33U + _S111] + (*&partial_0)[((_S110 / 32U * 8U + 5U) * 32U + _S109) * 33U + _S111] + (*&partial_0)[((_S110 / 32U * 8U + 6U) * 32U + _S109) * 33U + _S111] + (*&partial_0)[((_S110 / 32U * 8U + 7U) * 32U + _S109) * 33U + _S111];
-        uint _S112 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S109) * p_1->out_stride_0 + _S74 + _S110;
-        float * _S113 = (&(result_2)[_S112]);
-        float _S114;
+        uint _S112 = _S111 % 32U;
+        float sum_0 = (*&partial_0)[(_S111 / 32U * 8U * 32U + _S110) * 33U + _S112] + (*&partial_0)[((_S111 / 32U * 8U + 1U) * 32U + _S110) * 33U + _S112] + (*&partial_0)[((_S111 / 32U * 8U + 2U) * 32U + _S110) * 33U + _S112] + (*&partial_0)[((_S111 / 32U * 8U + 3U) * 32U + _S110) * 33U + _S112] + (*&partial_0)[((_S111 / 32U * 8U + 4U) * 32U + _S110) * 33U + _S112] + (*&partial_0)[((_S111 / 32U * 8U + 5U) * 32U + _S110) * 33U + _S112] + (*&partial_0)[((_S111 / 32U * 8U + 6U) * 32U + _S110) * 33U + _S112] + (*&partial_0)[((_S111 / 32U * 8U + 7U) * 32U + _S110) * 33U + _S112];
+        uint _S113 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S110) * p_1->out_stride_0 + _S75 + _S111;
+        float * _S114 = (&(result_2)[_S113]);
+        float _S115;
         if((p_1->accumulate_0) != 0U)
         {
-            _S114 = *(&(result_2)[_S112]) + sum_0 / 0.0625f;
+            _S115 = *(&(result_2)[_S113]) + sum_0 / 0.0625f;
         }
         else
         {
-            _S114 = sum_0 / 0.0625f;
+            _S115 = sum_0 / 0.0625f;
         }
-        *_S113 = _S114;
+        *_S114 = _S115;
         e_0 = e_0 + 256U;
     }
     return;
@@ -437,8 +443,8 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
 
 extern "C" __global__ void gemm_few1_f16(StructuredBuffer<float4 > x_6, StructuredBuffer<uint4 > weight_2, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S115 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S116 = p_2;
-    gemm_0(blockIdx, _S115, x_6, weight_2, result_3, batch_2, &_S116);
+    uint _S116 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S117 = p_2;
+    gemm_0(blockIdx, _S116, x_6, weight_2, result_3, batch_2, &_S117);
     return;
 }

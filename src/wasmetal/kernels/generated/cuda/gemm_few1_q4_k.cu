@@ -70,21 +70,27 @@ __device__ float4  clamp_0(float4  x_3, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_3, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Step_0 * step_0, uint column_1, uint downs_0)
@@ -96,51 +102,51 @@ __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Ste
     left_0[1U][int(1)] = Others_decode_0(step_0->weights_0[3U], column_1);
     if(0U < downs_0)
     {
-        uint4  _S8 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
-        uint2  _S9 = uint2 {_S8.x, _S8.y};
-        float4  _S10 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S9), ((*sums_0)[0U][0U])));
-        uint2  _S11 = uint2 {_S8.z, _S8.w};
-        float4  _S12 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S11), (_S10)));
-        (*sums_0)[0U][0U] = _S12;
-        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S9), ((*sums_0)[1U][0U])));
-        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S11), (_S13)));
-        (*sums_0)[1U][0U] = _S14;
+        uint4  _S9 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
+        uint2  _S10 = uint2 {_S9.x, _S9.y};
+        float4  _S11 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S10), ((*sums_0)[0U][0U])));
+        uint2  _S12 = uint2 {_S9.z, _S9.w};
+        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S12), (_S11)));
+        (*sums_0)[0U][0U] = _S13;
+        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S10), ((*sums_0)[1U][0U])));
+        float4  _S15 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S12), (_S14)));
+        (*sums_0)[1U][0U] = _S15;
     }
     if(1U < downs_0)
     {
-        uint4  _S15 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
-        uint2  _S16 = uint2 {_S15.x, _S15.y};
-        float4  _S17 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S16), ((*sums_0)[0U][1U])));
-        uint2  _S18 = uint2 {_S15.z, _S15.w};
-        float4  _S19 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S18), (_S17)));
-        (*sums_0)[0U][1U] = _S19;
-        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S16), ((*sums_0)[1U][1U])));
-        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S18), (_S20)));
-        (*sums_0)[1U][1U] = _S21;
+        uint4  _S16 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
+        uint2  _S17 = uint2 {_S16.x, _S16.y};
+        float4  _S18 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S17), ((*sums_0)[0U][1U])));
+        uint2  _S19 = uint2 {_S16.z, _S16.w};
+        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S19), (_S18)));
+        (*sums_0)[0U][1U] = _S20;
+        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S17), ((*sums_0)[1U][1U])));
+        float4  _S22 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S19), (_S21)));
+        (*sums_0)[1U][1U] = _S22;
     }
     if(2U < downs_0)
     {
-        uint4  _S22 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
-        uint2  _S23 = uint2 {_S22.x, _S22.y};
-        float4  _S24 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S23), ((*sums_0)[0U][2U])));
-        uint2  _S25 = uint2 {_S22.z, _S22.w};
-        float4  _S26 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S25), (_S24)));
-        (*sums_0)[0U][2U] = _S26;
-        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S23), ((*sums_0)[1U][2U])));
-        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S25), (_S27)));
-        (*sums_0)[1U][2U] = _S28;
+        uint4  _S23 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
+        uint2  _S24 = uint2 {_S23.x, _S23.y};
+        float4  _S25 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S24), ((*sums_0)[0U][2U])));
+        uint2  _S26 = uint2 {_S23.z, _S23.w};
+        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S26), (_S25)));
+        (*sums_0)[0U][2U] = _S27;
+        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S24), ((*sums_0)[1U][2U])));
+        float4  _S29 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S26), (_S28)));
+        (*sums_0)[1U][2U] = _S29;
     }
     if(3U < downs_0)
     {
-        uint4  _S29 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
-        uint2  _S30 = uint2 {_S29.x, _S29.y};
-        float4  _S31 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S30), ((*sums_0)[0U][3U])));
-        uint2  _S32 = uint2 {_S29.z, _S29.w};
-        float4  _S33 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S32), (_S31)));
-        (*sums_0)[0U][3U] = _S33;
-        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S30), ((*sums_0)[1U][3U])));
-        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S32), (_S34)));
-        (*sums_0)[1U][3U] = _S35;
+        uint4  _S30 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
+        uint2  _S31 = uint2 {_S30.x, _S30.y};
+        float4  _S32 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S31), ((*sums_0)[0U][3U])));
+        uint2  _S33 = uint2 {_S30.z, _S30.w};
+        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S33), (_S32)));
+        (*sums_0)[0U][3U] = _S34;
+        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S31), ((*sums_0)[1U][3U])));
+        float4  _S36 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S33), (_S35)));
+        (*sums_0)[1U][3U] = _S36;
     }
     return;
 }
@@ -177,26 +183,26 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ uint2  scales_of_quarter_0(uint3  packed_0, uint quarter_0)
 {
-    uint _S36 = quarter_0 % 2U * 16U;
-    uint2  _S37 = uint2 {packed_0.x, packed_0.y} >> make_uint2 (_S36);
-    uint _S38 = (packed_0.z) >> _S36;
-    uint2  _S39;
+    uint _S37 = quarter_0 % 2U * 16U;
+    uint2  _S38 = uint2 {packed_0.x, packed_0.y} >> make_uint2 (_S37);
+    uint _S39 = (packed_0.z) >> _S37;
+    uint2  _S40;
     if(quarter_0 < 2U)
     {
-        _S39 = _S37 & make_uint2 (16191U);
+        _S40 = _S38 & make_uint2 (16191U);
     }
     else
     {
-        _S39 = (make_uint2 (_S38, _S38 >> int(4)) & make_uint2 (3855U)) | ((_S37 >> make_uint2 (int(2))) & make_uint2 (12336U));
+        _S40 = (make_uint2 (_S39, _S39 >> int(4)) & make_uint2 (3855U)) | ((_S38 >> make_uint2 (int(2))) & make_uint2 (12336U));
     }
-    return _S39;
+    return _S40;
 }
 
 __device__ float4  unsigned_bytes_0(uint word_1)
 {
-    uint4  _S40 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
-    float4  _S41 = make_float4 ((float)_S40.x, (float)_S40.y, (float)_S40.z, (float)_S40.w);
-    return _S41;
+    uint4  _S41 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
+    float4  _S42 = make_float4 ((float)_S41.x, (float)_S41.y, (float)_S41.z, (float)_S41.w);
+    return _S42;
 }
 
 __device__ float4  fives_0(uint low_0, uint fifths_0)
@@ -206,110 +212,110 @@ __device__ float4  fives_0(uint low_0, uint fifths_0)
 
 __device__ float4  FourOrFive_four_0(StructuredBuffer<uint> words_0, uint offset_0, uint columns_0, uint row_0, uint column_2)
 {
-    uint _S42 = offset_0 + (row_0 * (columns_0 / 256U) + column_2 / 256U) * 36U;
-    uint _S43 = column_2 % 256U / 32U;
-    uint _S44 = __ldg((&(words_0)[_S42 + 1U]));
-    uint _S45 = __ldg((&(words_0)[_S42 + 2U]));
-    uint _S46 = __ldg((&(words_0)[_S42 + 3U]));
-    uint3  _S47 = make_uint3 (_S44, _S45, _S46);
-    uint _S48 = __ldg((&(words_0)[_S42]));
-    uint _S49 = _S43 % 2U;
-    uint2  _S50 = ((scales_of_quarter_0(_S47, _S43 / 2U)) >> make_uint2 (_S49 * 8U)) & make_uint2 (255U);
-    float2  _S51 = make_float2 ((float)_S50.x, (float)_S50.y);
-    float2  _S52 = halves_0(_S48) * _S51;
-    uint _S53 = __ldg((&(words_0)[_S42 + 4U + _S43 / 2U * 8U + column_2 % 32U / 4U]));
-    return make_float4 (_S52.x) * fives_0(_S53 >> (_S49 * 4U), 0U) - make_float4 (_S52.y);
+    uint _S43 = offset_0 + (row_0 * (columns_0 / 256U) + column_2 / 256U) * 36U;
+    uint _S44 = column_2 % 256U / 32U;
+    uint _S45 = __ldg((&(words_0)[_S43 + 1U]));
+    uint _S46 = __ldg((&(words_0)[_S43 + 2U]));
+    uint _S47 = __ldg((&(words_0)[_S43 + 3U]));
+    uint3  _S48 = make_uint3 (_S45, _S46, _S47);
+    uint _S49 = __ldg((&(words_0)[_S43]));
+    uint _S50 = _S44 % 2U;
+    uint2  _S51 = ((scales_of_quarter_0(_S48, _S44 / 2U)) >> make_uint2 (_S50 * 8U)) & make_uint2 (255U);
+    float2  _S52 = make_float2 ((float)_S51.x, (float)_S51.y);
+    float2  _S53 = halves_0(_S49) * _S52;
+    uint _S54 = __ldg((&(words_0)[_S43 + 4U + _S44 / 2U * 8U + column_2 % 32U / 4U]));
+    return make_float4 (_S53.x) * fives_0(_S54 >> (_S50 * 4U), 0U) - make_float4 (_S53.y);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_1, uint column_3)
 {
-    uint4  _S54 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_3), FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_3 + 4U));
-    return _S54;
+    uint4  _S55 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_3), FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_3 + 4U));
+    return _S55;
 }
 
 __device__ Step_0 Operands_load_0(Operands_0 * this_0, uint column_4, uint row_2)
 {
     Step_0 step_1;
-    StructuredBuffer<uint> _S55 = this_0->weight_0;
-    uint _S56 = (&this_0->p_0)->weight_offset_0;
-    uint _S57 = (&this_0->p_0)->k_0;
-    uint _S58 = this_0->side_0;
-    uint _S59 = (&this_0->p_0)->n_0 - 1U;
-    uint4  _S60 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S59))), column_4);
-    (&step_1)->weights_0[0U] = _S60;
-    uint4  _S61 = Others_fetch_0(_S55, _S56, _S57, (U32_min((_S58 + 8U + row_2), (_S59))), column_4);
-    (&step_1)->weights_0[1U] = _S61;
-    uint4  _S62 = Others_fetch_0(_S55, _S56, _S57, (U32_min((_S58 + 16U + row_2), (_S59))), column_4);
-    (&step_1)->weights_0[2U] = _S62;
-    uint4  _S63 = Others_fetch_0(_S55, _S56, _S57, (U32_min((_S58 + 24U + row_2), (_S59))), column_4);
-    (&step_1)->weights_0[3U] = _S63;
-    int4  _S64 = make_int4 (int(0));
-    float4  _S65 = make_float4 ((float)_S64.x, (float)_S64.y, (float)_S64.z, (float)_S64.w);
-    (&step_1)->x_0[0U][int(0)] = _S65;
-    (&step_1)->x_0[0U][int(1)] = _S65;
-    uint _S66 = this_0->top_0;
-    uint _S67 = this_0->rows_1;
+    StructuredBuffer<uint> _S56 = this_0->weight_0;
+    uint _S57 = (&this_0->p_0)->weight_offset_0;
+    uint _S58 = (&this_0->p_0)->k_0;
+    uint _S59 = this_0->side_0;
+    uint _S60 = (&this_0->p_0)->n_0 - 1U;
+    uint4  _S61 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S60))), column_4);
+    (&step_1)->weights_0[0U] = _S61;
+    uint4  _S62 = Others_fetch_0(_S56, _S57, _S58, (U32_min((_S59 + 8U + row_2), (_S60))), column_4);
+    (&step_1)->weights_0[1U] = _S62;
+    uint4  _S63 = Others_fetch_0(_S56, _S57, _S58, (U32_min((_S59 + 16U + row_2), (_S60))), column_4);
+    (&step_1)->weights_0[2U] = _S63;
+    uint4  _S64 = Others_fetch_0(_S56, _S57, _S58, (U32_min((_S59 + 24U + row_2), (_S60))), column_4);
+    (&step_1)->weights_0[3U] = _S64;
+    int4  _S65 = make_int4 (int(0));
+    float4  _S66 = make_float4 ((float)_S65.x, (float)_S65.y, (float)_S65.z, (float)_S65.w);
+    (&step_1)->x_0[0U][int(0)] = _S66;
+    (&step_1)->x_0[0U][int(1)] = _S66;
+    uint _S67 = this_0->top_0;
+    uint _S68 = this_0->rows_1;
     if((this_0->top_0) < (this_0->rows_1))
     {
-        uint _S68 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S66 + row_2), (_S67 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S69 = this_0->x_4;
-        float4  _S70 = __ldg((&(this_0->x_4)[_S68]));
-        float4  _S71 = __ldg((&(_S69)[_S68 + 1U]));
-        (&step_1)->x_0[0U][int(0)] = _S70;
-        (&step_1)->x_0[0U][int(1)] = _S71;
+        uint _S69 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S67 + row_2), (_S68 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S70 = this_0->x_4;
+        float4  _S71 = __ldg((&(this_0->x_4)[_S69]));
+        float4  _S72 = __ldg((&(_S70)[_S69 + 1U]));
+        (&step_1)->x_0[0U][int(0)] = _S71;
+        (&step_1)->x_0[0U][int(1)] = _S72;
     }
-    (&step_1)->x_0[1U][int(0)] = _S65;
-    (&step_1)->x_0[1U][int(1)] = _S65;
-    uint _S72 = _S66 + 8U;
-    if(_S72 < _S67)
+    (&step_1)->x_0[1U][int(0)] = _S66;
+    (&step_1)->x_0[1U][int(1)] = _S66;
+    uint _S73 = _S67 + 8U;
+    if(_S73 < _S68)
     {
-        uint _S73 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S72 + row_2), (_S67 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S74 = this_0->x_4;
-        float4  _S75 = __ldg((&(this_0->x_4)[_S73]));
-        float4  _S76 = __ldg((&(_S74)[_S73 + 1U]));
-        (&step_1)->x_0[1U][int(0)] = _S75;
-        (&step_1)->x_0[1U][int(1)] = _S76;
+        uint _S74 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S73 + row_2), (_S68 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S75 = this_0->x_4;
+        float4  _S76 = __ldg((&(this_0->x_4)[_S74]));
+        float4  _S77 = __ldg((&(_S75)[_S74 + 1U]));
+        (&step_1)->x_0[1U][int(0)] = _S76;
+        (&step_1)->x_0[1U][int(1)] = _S77;
     }
-    (&step_1)->x_0[2U][int(0)] = _S65;
-    (&step_1)->x_0[2U][int(1)] = _S65;
-    uint _S77 = _S66 + 16U;
-    if(_S77 < _S67)
+    (&step_1)->x_0[2U][int(0)] = _S66;
+    (&step_1)->x_0[2U][int(1)] = _S66;
+    uint _S78 = _S67 + 16U;
+    if(_S78 < _S68)
     {
-        uint _S78 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S77 + row_2), (_S67 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S79 = this_0->x_4;
-        float4  _S80 = __ldg((&(this_0->x_4)[_S78]));
-        float4  _S81 = __ldg((&(_S79)[_S78 + 1U]));
-        (&step_1)->x_0[2U][int(0)] = _S80;
-        (&step_1)->x_0[2U][int(1)] = _S81;
+        uint _S79 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S78 + row_2), (_S68 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S80 = this_0->x_4;
+        float4  _S81 = __ldg((&(this_0->x_4)[_S79]));
+        float4  _S82 = __ldg((&(_S80)[_S79 + 1U]));
+        (&step_1)->x_0[2U][int(0)] = _S81;
+        (&step_1)->x_0[2U][int(1)] = _S82;
     }
-    (&step_1)->x_0[3U][int(0)] = _S65;
-    (&step_1)->x_0[3U][int(1)] = _S65;
-    uint _S82 = _S66 + 24U;
-    if(_S82 < _S67)
+    (&step_1)->x_0[3U][int(0)] = _S66;
+    (&step_1)->x_0[3U][int(1)] = _S66;
+    uint _S83 = _S67 + 24U;
+    if(_S83 < _S68)
     {
-        uint _S83 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S82 + row_2), (_S67 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S84 = this_0->x_4;
-        float4  _S85 = __ldg((&(this_0->x_4)[_S83]));
-        float4  _S86 = __ldg((&(_S84)[_S83 + 1U]));
-        (&step_1)->x_0[3U][int(0)] = _S85;
-        (&step_1)->x_0[3U][int(1)] = _S86;
+        uint _S84 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S83 + row_2), (_S68 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S85 = this_0->x_4;
+        float4  _S86 = __ldg((&(this_0->x_4)[_S84]));
+        float4  _S87 = __ldg((&(_S85)[_S84 + 1U]));
+        (&step_1)->x_0[3U][int(0)] = _S86;
+        (&step_1)->x_0[3U][int(1)] = _S87;
     }
     return step_1;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_2)
 {
-    uint _S87;
+    uint _S88;
     if(offset_2 == 4294967295U)
     {
-        _S87 = rows_2;
+        _S88 = rows_2;
     }
     else
     {
-        uint _S88 = __ldg((&(batch_0)[offset_2]));
-        _S87 = (U32_min(((U32_max((_S88), (first_0))) - first_0), (rows_2)));
+        uint _S89 = __ldg((&(batch_0)[offset_2]));
+        _S88 = (U32_min(((U32_max((_S89), (first_0))) - first_0), (rows_2)));
     }
-    return _S87;
+    return _S88;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -321,130 +327,130 @@ __device__ __shared__ FixedArray<float, 8448>  partial_0;
 
 __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S89 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S90 = (p_1->rows_0 + 32U - 1U) / 32U;
-    uint _S91 = group_number_0(group_1) * 4U + group_1.z;
-    uint _S92 = thread_0 % 32U;
-    uint _S93 = thread_0 / 32U;
-    uint _S94 = _S93 % 8U;
-    uint _S95 = _S91 / _S90;
-    uint _S96 = _S95 * 32U;
+    uint _S90 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S91 = (p_1->rows_0 + 32U - 1U) / 32U;
+    uint _S92 = group_number_0(group_1) * 4U + group_1.z;
+    uint _S93 = thread_0 % 32U;
+    uint _S94 = thread_0 / 32U;
+    uint _S95 = _S94 % 8U;
+    uint _S96 = _S92 / _S91;
+    uint _S97 = _S96 * 32U;
     Operands_0 operands_0;
     (&operands_0)->x_4 = x_5;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    uint _S97 = _S91 % _S90;
-    (&operands_0)->top_0 = _S97 * 32U;
-    (&operands_0)->side_0 = _S96 + _S93 / 8U * 32U;
-    (&operands_0)->rows_1 = _S89;
-    uint _S98 = p_1->n_0;
-    bool _S99;
-    if(_S96 >= (p_1->n_0))
+    uint _S98 = _S92 % _S91;
+    (&operands_0)->top_0 = _S98 * 32U;
+    (&operands_0)->side_0 = _S97 + _S94 / 8U * 32U;
+    (&operands_0)->rows_1 = _S90;
+    uint _S99 = p_1->n_0;
+    bool _S100;
+    if(_S97 >= (p_1->n_0))
     {
-        _S99 = true;
+        _S100 = true;
     }
     else
     {
-        _S99 = ((&operands_0)->top_0) >= _S89;
+        _S100 = ((&operands_0)->top_0) >= _S90;
     }
-    if(_S99)
+    if(_S100)
     {
         return;
     }
     FixedArray<FixedArray<float4 , 4> , 2>  sums_1;
-    int4  _S100 = make_int4 (int(0));
-    float4  _S101 = make_float4 ((float)_S100.x, (float)_S100.y, (float)_S100.z, (float)_S100.w);
-    sums_1[0U][0U] = _S101;
-    sums_1[0U][1U] = _S101;
-    sums_1[0U][2U] = _S101;
-    sums_1[0U][3U] = _S101;
-    sums_1[1U][0U] = _S101;
-    sums_1[1U][1U] = _S101;
-    sums_1[1U][2U] = _S101;
-    sums_1[1U][3U] = _S101;
-    uint _S102 = (_S89 - (&operands_0)->top_0 + 7U) / 8U;
-    uint _S103 = _S92 / 4U;
-    uint _S104 = _S92 % 4U;
-    uint _S105 = _S104 * 8U;
-    uint _S106 = _S94 * 32U;
-    uint column_5 = _S106 + _S105;
-    uint _S107 = p_1->k_0;
+    int4  _S101 = make_int4 (int(0));
+    float4  _S102 = make_float4 ((float)_S101.x, (float)_S101.y, (float)_S101.z, (float)_S101.w);
+    sums_1[0U][0U] = _S102;
+    sums_1[0U][1U] = _S102;
+    sums_1[0U][2U] = _S102;
+    sums_1[0U][3U] = _S102;
+    sums_1[1U][0U] = _S102;
+    sums_1[1U][1U] = _S102;
+    sums_1[1U][2U] = _S102;
+    sums_1[1U][3U] = _S102;
+    uint _S103 = (_S90 - (&operands_0)->top_0 + 7U) / 8U;
+    uint _S104 = _S93 / 4U;
+    uint _S105 = _S93 % 4U;
+    uint _S106 = _S105 * 8U;
+    uint _S107 = _S95 * 32U;
+    uint column_5 = _S107 + _S106;
+    uint _S108 = p_1->k_0;
     uint e_0;
-    if(_S106 < (p_1->k_0))
+    if(_S107 < (p_1->k_0))
     {
-        Operands_0 _S108 = operands_0;
-        Step_0 _S109 = Operands_load_0(&_S108, column_5, _S103);
-        e_0 = _S106;
-        Step_0 step_2 = _S109;
+        Operands_0 _S109 = operands_0;
+        Step_0 _S110 = Operands_load_0(&_S109, column_5, _S104);
+        e_0 = _S107;
+        Step_0 step_2 = _S110;
         uint column_6 = column_5;
         for(;;)
         {
-            if(e_0 < _S107)
+            if(e_0 < _S108)
             {
             }
             else
             {
                 break;
             }
-            uint _S110 = e_0 + 256U;
-            uint _S111 = (U32_min((_S110), ((_S107 / 32U - 1U) * 32U))) + _S105;
-            Operands_0 _S112 = operands_0;
-            Step_0 _S113 = Operands_load_0(&_S112, _S111, _S103);
-            Step_0 _S114 = step_2;
-            multiply_0(&sums_1, &_S114, column_6, _S102);
-            e_0 = _S110;
-            step_2 = _S113;
-            column_6 = _S111;
+            uint _S111 = e_0 + 256U;
+            uint _S112 = (U32_min((_S111), ((_S108 / 32U - 1U) * 32U))) + _S106;
+            Operands_0 _S113 = operands_0;
+            Step_0 _S114 = Operands_load_0(&_S113, _S112, _S104);
+            Step_0 _S115 = step_2;
+            multiply_0(&sums_1, &_S115, column_6, _S103);
+            e_0 = _S111;
+            step_2 = _S114;
+            column_6 = _S112;
         }
     }
-    uint _S115 = _S104 * 2U;
-    uint _S116 = _S93 * 32U;
-    uint _S117 = (_S116 + _S115) * 33U;
-    (*&partial_0)[_S117 + _S103] = *&((&sums_1[0U][0U])->x);
-    uint _S118 = (_S116 + (_S115 + 1U)) * 33U;
-    (*&partial_0)[_S118 + _S103] = *&((&sums_1[0U][0U])->y);
-    uint _S119 = _S103 + 8U;
-    (*&partial_0)[_S117 + _S119] = *&((&sums_1[0U][0U])->z);
-    (*&partial_0)[_S118 + _S119] = *&((&sums_1[0U][0U])->w);
-    uint _S120 = 8U + _S115;
-    uint _S121 = (_S116 + _S120) * 33U;
-    (*&partial_0)[_S121 + _S103] = *&((&sums_1[0U][1U])->x);
-    uint _S122 = (_S116 + (_S120 + 1U)) * 33U;
-    (*&partial_0)[_S122 + _S103] = *&((&sums_1[0U][1U])->y);
-    (*&partial_0)[_S121 + _S119] = *&((&sums_1[0U][1U])->z);
-    (*&partial_0)[_S122 + _S119] = *&((&sums_1[0U][1U])->w);
-    uint _S123 = 16U + _S115;
-    uint _S124 = (_S116 + _S123) * 33U;
-    (*&partial_0)[_S124 + _S103] = *&((&sums_1[0U][2U])->x);
-    uint _S125 = (_S116 + (_S123 + 1U)) * 33U;
-    (*&partial_0)[_S125 + _S103] = *&((&sums_1[0U][2U])->y);
-    (*&partial_0)[_S124 + _S119] = *&((&sums_1[0U][2U])->z);
-    (*&partial_0)[_S125 + _S119] = *&((&sums_1[0U][2U])->w);
-    uint _S126 = 24U + _S115;
-    uint _S127 = (_S116 + _S126) * 33U;
-    (*&partial_0)[_S127 + _S103] = *&((&sums_1[0U][3U])->x);
-    uint _S128 = (_S116 + (_S126 + 1U)) * 33U;
-    (*&partial_0)[_S128 + _S103] = *&((&sums_1[0U][3U])->y);
-    (*&partial_0)[_S127 + _S119] = *&((&sums_1[0U][3U])->z);
-    (*&partial_0)[_S128 + _S119] = *&((&sums_1[0U][3U])->w);
-    uint _S129 = 16U + _S103;
-    (*&partial_0)[_S117 + _S129] = *&((&sums_1[1U][0U])->x);
-    (*&partial_0)[_S118 + _S129] = *&((&sums_1[1U][0U])->y);
-    uint _S130 = _S129 + 8U;
-    (*&partial_0)[_S117 + _S130] = *&((&sums_1[1U][0U])->z);
-    (*&partial_0)[_S118 + _S130] = *&((&sums_1[1U][0U])->w);
-    (*&partial_0)[_S121 + _S129] = *&((&sums_1[1U][1U])->x);
-    (*&partial_0)[_S122 + _S129] = *&((&sums_1[1U][1U])->y);
-    (*&partial_0)[_S121 + _S130] = *&((&sums_1[1U][1U])->z);
-    (*&partial_0)[_S122 + _S130] = *&((&sums_1[1U][1U])->w);
-    (*&partial_0)[_S124 + _S129] = *&((&sums_1[1U][2U])->x);
-    (*&partial_0)[_S125 + _S129] = *&((&sums_1[1U][2U])->y);
-    (*&partial_0)[_S124 + _S130] = *&((&sums_1[1U][2U])->z);
-    (*&partial_0)[_S125 + _S130] = *&((&sums_1[1U][2U])->w);
-    (*&partial_0)[_S127 + _S129] = *&((&sums_1[1U][3U])->x);
-    (*&partial_0)[_S128 + _S129] = *&((&sums_1[1U][3U])->y);
-    (*&partial_0)[_S127 + _S130] = *&((&sums_1[1U][3U])->z);
-    (*&partial_0)[_S128 + _S130] = *&((&sums_1[1U][3U])->w);
+    uint _S116 = _S105 * 2U;
+    uint _S117 = _S94 * 32U;
+    uint _S118 = (_S117 + _S116) * 33U;
+    (*&partial_0)[_S118 + _S104] = *&((&sums_1[0U][0U])->x);
+    uint _S119 = (_S117 + (_S116 + 1U)) * 33U;
+    (*&partial_0)[_S119 + _S104] = *&((&sums_1[0U][0U])->y);
+    uint _S120 = _S104 + 8U;
+    (*&partial_0)[_S118 + _S120] = *&((&sums_1[0U][0U])->z);
+    (*&partial_0)[_S119 + _S120] = *&((&sums_1[0U][0U])->w);
+    uint _S121 = 8U + _S116;
+    uint _S122 = (_S117 + _S121) * 33U;
+    (*&partial_0)[_S122 + _S104] = *&((&sums_1[0U][1U])->x);
+    uint _S123 = (_S117 + (_S121 + 1U)) * 33U;
+    (*&partial_0)[_S123 + _S104] = *&((&sums_1[0U][1U])->y);
+    (*&partial_0)[_S122 + _S120] = *&((&sums_1[0U][1U])->z);
+    (*&partial_0)[_S123 + _S120] = *&((&sums_1[0U][1U])->w);
+    uint _S124 = 16U + _S116;
+    uint _S125 = (_S117 + _S124) * 33U;
+    (*&partial_0)[_S125 + _S104] = *&((&sums_1[0U][2U])->x);
+    uint _S126 = (_S117 + (_S124 + 1U)) * 33U;
+    (*&partial_0)[_S126 + _S104] = *&((&sums_1[0U][2U])->y);
+    (*&partial_0)[_S125 + _S120] = *&((&sums_1[0U][2U])->z);
+    (*&partial_0)[_S126 + _S120] = *&((&sums_1[0U][2U])->w);
+    uint _S127 = 24U + _S116;
+    uint _S128 = (_S117 + _S127) * 33U;
+    (*&partial_0)[_S128 + _S104] = *&((&sums_1[0U][3U])->x);
+    uint _S129 = (_S117 + (_S127 + 1U)) * 33U;
+    (*&partial_0)[_S129 + _S104] = *&((&sums_1[0U][3U])->y);
+    (*&partial_0)[_S128 + _S120] = *&((&sums_1[0U][3U])->z);
+    (*&partial_0)[_S129 + _S120] = *&((&sums_1[0U][3U])->w);
+    uint _S130 = 16U + _S104;
+    (*&partial_0)[_S118 + _S130] = *&((&sums_1[1U][0U])->x);
+    (*&partial_0)[_S119 + _S130] = *&((&sums_1[1U][0U])->y);
+    uint _S131 = _S130 + 8U;
+    (*&partial_0)[_S118 + _S131] = *&((&sums_1[1U][0U])->z);
+    (*&partial_0)[_S119 + _S131] = *&((&sums_1[1U][0U])->w);
+    (*&partial_0)[_S122 + _S130] = *&((&sums_1[1U][1U])->x);
+    (*&partial_0)[_S123 + _S130] = *&((&sums_1[1U][1U])->y);
+    (*&partial_0)[_S122 + _S131] = *&((&sums_1[1U][1U])->z);
+    (*&partial_0)[_S123 + _S131] = *&((&sums_1[1U][1U])->w);
+    (*&partial_0)[_S125 + _S130] = *&((&sums_1[1U][2U])->x);
+    (*&partial_0)[_S126 + _S130] = *&((&sums_1[1U][2U])->y);
+    (*&partial_0)[_S125 + _S131] = *&((&sums_1[1U][2U])->z);
+    (*&partial_0)[_S126 + _S131] = *&((&sums_1[1U][2U])->w);
+    (*&partial_0)[_S128 + _S130] = *&((&sums_1[1U][3U])->x);
+    (*&partial_0)[_S129 + _S130] = *&((&sums_1[1U][3U])->y);
+    (*&partial_0)[_S128 + _S131] = *&((&sums_1[1U][3U])->z);
+    (*&partial_0)[_S129 + _S131] = *&((&sums_1[1U][3U])->w);
     __syncthreads();
     e_0 = thread_0;
     for(;;)
@@ -456,35 +462,35 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
         {
             break;
         }
-        uint _S131 = e_0 / 32U;
-        uint _S132 = e_0 % 32U;
-        if(((&operands_0)->top_0 + _S131) >= _S89)
+        uint _S132 = e_0 / 32U;
+        uint _S133 = e_0 % 32U;
+        if(((&operands_0)->top_0 + _S132) >= _S90)
         {
-            _S99 = true;
+            _S100 = true;
         }
         else
         {
-            _S99 = (_S96 + _S132) >= _S98;
+            _S100 = (_S97 + _S133) >= _S99;
         }
-        if(_S99)
+        if(_S100)
         {
             e_0 = e_0 + 256U;
             continue;
         }
-        uint _S133 = _S132 % 32U;
-        float sum_0 = (*&partial_0)[(_S132 / 32U * 8U * 32U + _S131) * 33U + _S133] + (*&partial_0)[((_S132 / 32U * 8U + 1U) * 32U + _S131) * 33U + _S133] + (*&partial_0)[((_S132 / 32U * 8U + 2U) * 32U + _S131) * 33U + _S133] + (*&partial_0)[((_S132 / 32U * 8U + 3U) * 32U + _S131) * 33U + _S133] + (*&partial_0)[((_S132 / 32U * 8U + 4U) * 32U + _S131) * 33U + _S133] + (*&partial_0)[((_S132 / 32U * 8U + 5U) * 32U + _S131) * 33U + _S133] + (*&partial_0)[((_S132 / 32U * 8U + 6U) * 32U + _S131) * 33U + _S133] + (*&partial_0)[((_S132 / 32U * 8U + 7U) * 32U + _S131) * 33U + _S133];
-        uint _S134 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S131) * p_1->out_stride_0 + _S96 + _S132;
-        float * _S135 = (&(result_2)[_S134]);
-        float _S136;
+        uint _S134 = _S133 % 32U;
+        float sum_0 = (*&partial_0)[(_S133 / 32U * 8U * 32U + _S132) * 33U + _S134] + (*&partial_0)[((_S133 / 32U * 8U + 1U) * 32U + _S132) * 33U + _S134] + (*&partial_0)[((_S133 / 32U * 8U + 2U) * 32U + _S132) * 33U + _S134] + (*&partial_0)[((_S133 / 32U * 8U + 3U) * 32U + _S132) * 33U + _S134] + (*&partial_0)[((_S133 / 32U * 8U + 4U) * 32U + _S132) * 33U + _S134] + (*&partial_0)[((_S133 / 32U * 8U + 5U) * 32U + _S132) * 33U + _S134] + (*&partial_0)[((_S133 / 32U * 8U + 6U) * 32U + _S132) * 33U + _S134] + (*&partial_0)[((_S133 / 32U * 8U + 7U) * 32U + _S132) * 33U + _S134];
+        uint _S135 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S132) * p_1->out_stride_0 + _S97 + _S133;
+        float * _S136 = (&(result_2)[_S135]);
+        float _S137;
         if((p_1->accumulate_0) != 0U)
         {
-            _S136 = *(&(result_2)[_S134]) + sum_0 / 0.0625f;
+            _S137 = *(&(result_2)[_S135]) + sum_0 / 0.0625f;
         }
         else
         {
-            _S136 = sum_0 / 0.0625f;
+            _S137 = sum_0 / 0.0625f;
         }
-        *_S135 = _S136;
+        *_S136 = _S137;
         e_0 = e_0 + 256U;
     }
     return;
@@ -492,8 +498,8 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
 
 extern "C" __global__ void gemm_few1_q4_k(StructuredBuffer<float4 > x_6, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S137 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S138 = p_2;
-    gemm_0(blockIdx, _S137, x_6, weight_2, result_3, batch_2, &_S138);
+    uint _S138 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S139 = p_2;
+    gemm_0(blockIdx, _S138, x_6, weight_2, result_3, batch_2, &_S139);
     return;
 }

@@ -70,21 +70,27 @@ __device__ float4  clamp_0(float4  x_3, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_3, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Step_0 * step_0, uint column_1, uint downs_0)
@@ -96,51 +102,51 @@ __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Ste
     left_0[1U][int(1)] = Others_decode_0(step_0->weights_0[3U], column_1);
     if(0U < downs_0)
     {
-        uint4  _S8 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
-        uint2  _S9 = uint2 {_S8.x, _S8.y};
-        float4  _S10 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S9), ((*sums_0)[0U][0U])));
-        uint2  _S11 = uint2 {_S8.z, _S8.w};
-        float4  _S12 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S11), (_S10)));
-        (*sums_0)[0U][0U] = _S12;
-        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S9), ((*sums_0)[1U][0U])));
-        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S11), (_S13)));
-        (*sums_0)[1U][0U] = _S14;
+        uint4  _S9 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
+        uint2  _S10 = uint2 {_S9.x, _S9.y};
+        float4  _S11 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S10), ((*sums_0)[0U][0U])));
+        uint2  _S12 = uint2 {_S9.z, _S9.w};
+        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S12), (_S11)));
+        (*sums_0)[0U][0U] = _S13;
+        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S10), ((*sums_0)[1U][0U])));
+        float4  _S15 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S12), (_S14)));
+        (*sums_0)[1U][0U] = _S15;
     }
     if(1U < downs_0)
     {
-        uint4  _S15 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
-        uint2  _S16 = uint2 {_S15.x, _S15.y};
-        float4  _S17 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S16), ((*sums_0)[0U][1U])));
-        uint2  _S18 = uint2 {_S15.z, _S15.w};
-        float4  _S19 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S18), (_S17)));
-        (*sums_0)[0U][1U] = _S19;
-        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S16), ((*sums_0)[1U][1U])));
-        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S18), (_S20)));
-        (*sums_0)[1U][1U] = _S21;
+        uint4  _S16 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
+        uint2  _S17 = uint2 {_S16.x, _S16.y};
+        float4  _S18 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S17), ((*sums_0)[0U][1U])));
+        uint2  _S19 = uint2 {_S16.z, _S16.w};
+        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S19), (_S18)));
+        (*sums_0)[0U][1U] = _S20;
+        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S17), ((*sums_0)[1U][1U])));
+        float4  _S22 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S19), (_S21)));
+        (*sums_0)[1U][1U] = _S22;
     }
     if(2U < downs_0)
     {
-        uint4  _S22 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
-        uint2  _S23 = uint2 {_S22.x, _S22.y};
-        float4  _S24 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S23), ((*sums_0)[0U][2U])));
-        uint2  _S25 = uint2 {_S22.z, _S22.w};
-        float4  _S26 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S25), (_S24)));
-        (*sums_0)[0U][2U] = _S26;
-        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S23), ((*sums_0)[1U][2U])));
-        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S25), (_S27)));
-        (*sums_0)[1U][2U] = _S28;
+        uint4  _S23 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
+        uint2  _S24 = uint2 {_S23.x, _S23.y};
+        float4  _S25 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S24), ((*sums_0)[0U][2U])));
+        uint2  _S26 = uint2 {_S23.z, _S23.w};
+        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S26), (_S25)));
+        (*sums_0)[0U][2U] = _S27;
+        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S24), ((*sums_0)[1U][2U])));
+        float4  _S29 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S26), (_S28)));
+        (*sums_0)[1U][2U] = _S29;
     }
     if(3U < downs_0)
     {
-        uint4  _S29 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
-        uint2  _S30 = uint2 {_S29.x, _S29.y};
-        float4  _S31 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S30), ((*sums_0)[0U][3U])));
-        uint2  _S32 = uint2 {_S29.z, _S29.w};
-        float4  _S33 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S32), (_S31)));
-        (*sums_0)[0U][3U] = _S33;
-        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S30), ((*sums_0)[1U][3U])));
-        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S32), (_S34)));
-        (*sums_0)[1U][3U] = _S35;
+        uint4  _S30 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
+        uint2  _S31 = uint2 {_S30.x, _S30.y};
+        float4  _S32 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S31), ((*sums_0)[0U][3U])));
+        uint2  _S33 = uint2 {_S30.z, _S30.w};
+        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S33), (_S32)));
+        (*sums_0)[0U][3U] = _S34;
+        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S31), ((*sums_0)[1U][3U])));
+        float4  _S36 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S33), (_S35)));
+        (*sums_0)[1U][3U] = _S36;
     }
     return;
 }
@@ -172,148 +178,148 @@ struct Operands_0
 
 __device__ uint word_at_byte_0(StructuredBuffer<uint> words_0, uint offset_0, uint byte_0)
 {
-    uint _S36 = offset_0 + byte_0 / 4U;
-    uint _S37 = byte_0 % 4U * 8U;
-    uint _S38;
-    if(_S37 == 0U)
+    uint _S37 = offset_0 + byte_0 / 4U;
+    uint _S38 = byte_0 % 4U * 8U;
+    uint _S39;
+    if(_S38 == 0U)
     {
-        uint _S39 = __ldg((&(words_0)[_S36]));
-        _S38 = _S39;
+        uint _S40 = __ldg((&(words_0)[_S37]));
+        _S39 = _S40;
     }
     else
     {
-        uint _S40 = __ldg((&(words_0)[_S36]));
-        uint _S41 = _S40 >> _S37;
-        uint _S42 = __ldg((&(words_0)[_S36 + 1U]));
-        _S38 = _S41 | (_S42 << (32U - _S37));
+        uint _S41 = __ldg((&(words_0)[_S37]));
+        uint _S42 = _S41 >> _S38;
+        uint _S43 = __ldg((&(words_0)[_S37 + 1U]));
+        _S39 = _S42 | (_S43 << (32U - _S38));
     }
-    return _S38;
+    return _S39;
 }
 
 __device__ float fp4_scale_0(StructuredBuffer<uint> words_1, uint offset_1, uint byte_1)
 {
-    uint _S43 = __ldg((&(words_1)[offset_1 + byte_1 / 4U]));
-    uint _S44 = (_S43 >> (byte_1 % 4U * 8U)) & 255U;
-    uint _S45;
-    if(_S44 < 2U)
+    uint _S44 = __ldg((&(words_1)[offset_1 + byte_1 / 4U]));
+    uint _S45 = (_S44 >> (byte_1 % 4U * 8U)) & 255U;
+    uint _S46;
+    if(_S45 < 2U)
     {
-        _S45 = uint(int(2097152) << _S44);
+        _S46 = uint(int(2097152) << _S45);
     }
     else
     {
-        _S45 = (_S44 - 1U) << int(23);
+        _S46 = (_S45 - 1U) << int(23);
     }
-    return (U32_asfloat((_S45)));
+    return (U32_asfloat((_S46)));
 }
 
 __device__ float4  doubled_fp4_0(uint word_0)
 {
-    uint4  _S46 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24));
-    uint4  _S47 = _S46 % make_uint4 (8U);
-    uint4  _S48 = (make_uint4 (3362009616U) >> (_S47 * make_uint4 (4U))) & make_uint4 (15U);
-    int4  _S49 = make_int4 ((int)_S48.x, (int)_S48.y, (int)_S48.z, (int)_S48.w);
-    uint4  _S50 = (_S46 >> make_uint4 (int(2))) & make_uint4 (2U);
-    int4  _S51 = make_int4 ((int)_S50.x, (int)_S50.y, (int)_S50.z, (int)_S50.w);
-    int4  _S52 = _S49 * (make_int4 (int(1)) - _S51);
-    float4  _S53 = make_float4 ((float)_S52.x, (float)_S52.y, (float)_S52.z, (float)_S52.w);
-    return _S53;
+    uint4  _S47 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24));
+    uint4  _S48 = _S47 % make_uint4 (8U);
+    uint4  _S49 = (make_uint4 (3362009616U) >> (_S48 * make_uint4 (4U))) & make_uint4 (15U);
+    int4  _S50 = make_int4 ((int)_S49.x, (int)_S49.y, (int)_S49.z, (int)_S49.w);
+    uint4  _S51 = (_S47 >> make_uint4 (int(2))) & make_uint4 (2U);
+    int4  _S52 = make_int4 ((int)_S51.x, (int)_S51.y, (int)_S51.z, (int)_S51.w);
+    int4  _S53 = _S50 * (make_int4 (int(1)) - _S52);
+    float4  _S54 = make_float4 ((float)_S53.x, (float)_S53.y, (float)_S53.z, (float)_S53.w);
+    return _S54;
 }
 
 __device__ float4  MXFP4_four_0(StructuredBuffer<uint> words_2, uint offset_2, uint columns_0, uint row_0, uint column_2)
 {
-    uint _S54 = (row_0 * (columns_0 / 32U) + column_2 / 32U) * 17U;
-    return make_float4 (fp4_scale_0(words_2, offset_2, _S54)) * doubled_fp4_0((word_at_byte_0(words_2, offset_2, _S54 + 1U + column_2 % 16U)) >> (column_2 % 32U / 16U * 4U));
+    uint _S55 = (row_0 * (columns_0 / 32U) + column_2 / 32U) * 17U;
+    return make_float4 (fp4_scale_0(words_2, offset_2, _S55)) * doubled_fp4_0((word_at_byte_0(words_2, offset_2, _S55 + 1U + column_2 % 16U)) >> (column_2 % 32U / 16U * 4U));
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_1, uint row_1, uint column_3)
 {
-    uint4  _S55 = eight_halves_0(MXFP4_four_0(words_3, offset_3, columns_1, row_1, column_3), MXFP4_four_0(words_3, offset_3, columns_1, row_1, column_3 + 4U));
-    return _S55;
+    uint4  _S56 = eight_halves_0(MXFP4_four_0(words_3, offset_3, columns_1, row_1, column_3), MXFP4_four_0(words_3, offset_3, columns_1, row_1, column_3 + 4U));
+    return _S56;
 }
 
 __device__ Step_0 Operands_load_0(Operands_0 * this_0, uint column_4, uint row_2)
 {
     Step_0 step_1;
-    StructuredBuffer<uint> _S56 = this_0->weight_0;
-    uint _S57 = (&this_0->p_0)->weight_offset_0;
-    uint _S58 = (&this_0->p_0)->k_0;
-    uint _S59 = this_0->side_0;
-    uint _S60 = (&this_0->p_0)->n_0 - 1U;
-    uint4  _S61 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S60))), column_4);
-    (&step_1)->weights_0[0U] = _S61;
-    uint4  _S62 = Others_fetch_0(_S56, _S57, _S58, (U32_min((_S59 + 8U + row_2), (_S60))), column_4);
-    (&step_1)->weights_0[1U] = _S62;
-    uint4  _S63 = Others_fetch_0(_S56, _S57, _S58, (U32_min((_S59 + 16U + row_2), (_S60))), column_4);
-    (&step_1)->weights_0[2U] = _S63;
-    uint4  _S64 = Others_fetch_0(_S56, _S57, _S58, (U32_min((_S59 + 24U + row_2), (_S60))), column_4);
-    (&step_1)->weights_0[3U] = _S64;
-    int4  _S65 = make_int4 (int(0));
-    float4  _S66 = make_float4 ((float)_S65.x, (float)_S65.y, (float)_S65.z, (float)_S65.w);
-    (&step_1)->x_0[0U][int(0)] = _S66;
-    (&step_1)->x_0[0U][int(1)] = _S66;
-    uint _S67 = this_0->top_0;
-    uint _S68 = this_0->rows_1;
+    StructuredBuffer<uint> _S57 = this_0->weight_0;
+    uint _S58 = (&this_0->p_0)->weight_offset_0;
+    uint _S59 = (&this_0->p_0)->k_0;
+    uint _S60 = this_0->side_0;
+    uint _S61 = (&this_0->p_0)->n_0 - 1U;
+    uint4  _S62 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S61))), column_4);
+    (&step_1)->weights_0[0U] = _S62;
+    uint4  _S63 = Others_fetch_0(_S57, _S58, _S59, (U32_min((_S60 + 8U + row_2), (_S61))), column_4);
+    (&step_1)->weights_0[1U] = _S63;
+    uint4  _S64 = Others_fetch_0(_S57, _S58, _S59, (U32_min((_S60 + 16U + row_2), (_S61))), column_4);
+    (&step_1)->weights_0[2U] = _S64;
+    uint4  _S65 = Others_fetch_0(_S57, _S58, _S59, (U32_min((_S60 + 24U + row_2), (_S61))), column_4);
+    (&step_1)->weights_0[3U] = _S65;
+    int4  _S66 = make_int4 (int(0));
+    float4  _S67 = make_float4 ((float)_S66.x, (float)_S66.y, (float)_S66.z, (float)_S66.w);
+    (&step_1)->x_0[0U][int(0)] = _S67;
+    (&step_1)->x_0[0U][int(1)] = _S67;
+    uint _S68 = this_0->top_0;
+    uint _S69 = this_0->rows_1;
     if((this_0->top_0) < (this_0->rows_1))
     {
-        uint _S69 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S67 + row_2), (_S68 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S70 = this_0->x_4;
-        float4  _S71 = __ldg((&(this_0->x_4)[_S69]));
-        float4  _S72 = __ldg((&(_S70)[_S69 + 1U]));
-        (&step_1)->x_0[0U][int(0)] = _S71;
-        (&step_1)->x_0[0U][int(1)] = _S72;
+        uint _S70 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S68 + row_2), (_S69 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S71 = this_0->x_4;
+        float4  _S72 = __ldg((&(this_0->x_4)[_S70]));
+        float4  _S73 = __ldg((&(_S71)[_S70 + 1U]));
+        (&step_1)->x_0[0U][int(0)] = _S72;
+        (&step_1)->x_0[0U][int(1)] = _S73;
     }
-    (&step_1)->x_0[1U][int(0)] = _S66;
-    (&step_1)->x_0[1U][int(1)] = _S66;
-    uint _S73 = _S67 + 8U;
-    if(_S73 < _S68)
+    (&step_1)->x_0[1U][int(0)] = _S67;
+    (&step_1)->x_0[1U][int(1)] = _S67;
+    uint _S74 = _S68 + 8U;
+    if(_S74 < _S69)
     {
-        uint _S74 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S73 + row_2), (_S68 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S75 = this_0->x_4;
-        float4  _S76 = __ldg((&(this_0->x_4)[_S74]));
-        float4  _S77 = __ldg((&(_S75)[_S74 + 1U]));
-        (&step_1)->x_0[1U][int(0)] = _S76;
-        (&step_1)->x_0[1U][int(1)] = _S77;
+        uint _S75 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S74 + row_2), (_S69 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S76 = this_0->x_4;
+        float4  _S77 = __ldg((&(this_0->x_4)[_S75]));
+        float4  _S78 = __ldg((&(_S76)[_S75 + 1U]));
+        (&step_1)->x_0[1U][int(0)] = _S77;
+        (&step_1)->x_0[1U][int(1)] = _S78;
     }
-    (&step_1)->x_0[2U][int(0)] = _S66;
-    (&step_1)->x_0[2U][int(1)] = _S66;
-    uint _S78 = _S67 + 16U;
-    if(_S78 < _S68)
+    (&step_1)->x_0[2U][int(0)] = _S67;
+    (&step_1)->x_0[2U][int(1)] = _S67;
+    uint _S79 = _S68 + 16U;
+    if(_S79 < _S69)
     {
-        uint _S79 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S78 + row_2), (_S68 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S80 = this_0->x_4;
-        float4  _S81 = __ldg((&(this_0->x_4)[_S79]));
-        float4  _S82 = __ldg((&(_S80)[_S79 + 1U]));
-        (&step_1)->x_0[2U][int(0)] = _S81;
-        (&step_1)->x_0[2U][int(1)] = _S82;
+        uint _S80 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S79 + row_2), (_S69 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S81 = this_0->x_4;
+        float4  _S82 = __ldg((&(this_0->x_4)[_S80]));
+        float4  _S83 = __ldg((&(_S81)[_S80 + 1U]));
+        (&step_1)->x_0[2U][int(0)] = _S82;
+        (&step_1)->x_0[2U][int(1)] = _S83;
     }
-    (&step_1)->x_0[3U][int(0)] = _S66;
-    (&step_1)->x_0[3U][int(1)] = _S66;
-    uint _S83 = _S67 + 24U;
-    if(_S83 < _S68)
+    (&step_1)->x_0[3U][int(0)] = _S67;
+    (&step_1)->x_0[3U][int(1)] = _S67;
+    uint _S84 = _S68 + 24U;
+    if(_S84 < _S69)
     {
-        uint _S84 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S83 + row_2), (_S68 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S85 = this_0->x_4;
-        float4  _S86 = __ldg((&(this_0->x_4)[_S84]));
-        float4  _S87 = __ldg((&(_S85)[_S84 + 1U]));
-        (&step_1)->x_0[3U][int(0)] = _S86;
-        (&step_1)->x_0[3U][int(1)] = _S87;
+        uint _S85 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S84 + row_2), (_S69 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S86 = this_0->x_4;
+        float4  _S87 = __ldg((&(this_0->x_4)[_S85]));
+        float4  _S88 = __ldg((&(_S86)[_S85 + 1U]));
+        (&step_1)->x_0[3U][int(0)] = _S87;
+        (&step_1)->x_0[3U][int(1)] = _S88;
     }
     return step_1;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_0, uint rows_2)
 {
-    uint _S88;
+    uint _S89;
     if(offset_4 == 4294967295U)
     {
-        _S88 = rows_2;
+        _S89 = rows_2;
     }
     else
     {
-        uint _S89 = __ldg((&(batch_0)[offset_4]));
-        _S88 = (U32_min(((U32_max((_S89), (first_0))) - first_0), (rows_2)));
+        uint _S90 = __ldg((&(batch_0)[offset_4]));
+        _S89 = (U32_min(((U32_max((_S90), (first_0))) - first_0), (rows_2)));
     }
-    return _S88;
+    return _S89;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -325,130 +331,130 @@ __device__ __shared__ FixedArray<float, 8448>  partial_0;
 
 __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S90 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S91 = (p_1->rows_0 + 32U - 1U) / 32U;
-    uint _S92 = group_number_0(group_1) * 2U + group_1.z;
-    uint _S93 = thread_0 % 32U;
-    uint _S94 = thread_0 / 32U;
-    uint _S95 = _S94 % 2U;
-    uint _S96 = _S92 / _S91;
-    uint _S97 = _S96 * 128U;
+    uint _S91 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S92 = (p_1->rows_0 + 32U - 1U) / 32U;
+    uint _S93 = group_number_0(group_1) * 2U + group_1.z;
+    uint _S94 = thread_0 % 32U;
+    uint _S95 = thread_0 / 32U;
+    uint _S96 = _S95 % 2U;
+    uint _S97 = _S93 / _S92;
+    uint _S98 = _S97 * 128U;
     Operands_0 operands_0;
     (&operands_0)->x_4 = x_5;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    uint _S98 = _S92 % _S91;
-    (&operands_0)->top_0 = _S98 * 32U;
-    (&operands_0)->side_0 = _S97 + _S94 / 2U * 32U;
-    (&operands_0)->rows_1 = _S90;
-    uint _S99 = p_1->n_0;
-    bool _S100;
-    if(_S97 >= (p_1->n_0))
+    uint _S99 = _S93 % _S92;
+    (&operands_0)->top_0 = _S99 * 32U;
+    (&operands_0)->side_0 = _S98 + _S95 / 2U * 32U;
+    (&operands_0)->rows_1 = _S91;
+    uint _S100 = p_1->n_0;
+    bool _S101;
+    if(_S98 >= (p_1->n_0))
     {
-        _S100 = true;
+        _S101 = true;
     }
     else
     {
-        _S100 = ((&operands_0)->top_0) >= _S90;
+        _S101 = ((&operands_0)->top_0) >= _S91;
     }
-    if(_S100)
+    if(_S101)
     {
         return;
     }
     FixedArray<FixedArray<float4 , 4> , 2>  sums_1;
-    int4  _S101 = make_int4 (int(0));
-    float4  _S102 = make_float4 ((float)_S101.x, (float)_S101.y, (float)_S101.z, (float)_S101.w);
-    sums_1[0U][0U] = _S102;
-    sums_1[0U][1U] = _S102;
-    sums_1[0U][2U] = _S102;
-    sums_1[0U][3U] = _S102;
-    sums_1[1U][0U] = _S102;
-    sums_1[1U][1U] = _S102;
-    sums_1[1U][2U] = _S102;
-    sums_1[1U][3U] = _S102;
-    uint _S103 = (_S90 - (&operands_0)->top_0 + 7U) / 8U;
-    uint _S104 = _S93 / 4U;
-    uint _S105 = _S93 % 4U;
-    uint _S106 = _S105 * 8U;
-    uint _S107 = _S95 * 32U;
-    uint column_5 = _S107 + _S106;
-    uint _S108 = p_1->k_0;
+    int4  _S102 = make_int4 (int(0));
+    float4  _S103 = make_float4 ((float)_S102.x, (float)_S102.y, (float)_S102.z, (float)_S102.w);
+    sums_1[0U][0U] = _S103;
+    sums_1[0U][1U] = _S103;
+    sums_1[0U][2U] = _S103;
+    sums_1[0U][3U] = _S103;
+    sums_1[1U][0U] = _S103;
+    sums_1[1U][1U] = _S103;
+    sums_1[1U][2U] = _S103;
+    sums_1[1U][3U] = _S103;
+    uint _S104 = (_S91 - (&operands_0)->top_0 + 7U) / 8U;
+    uint _S105 = _S94 / 4U;
+    uint _S106 = _S94 % 4U;
+    uint _S107 = _S106 * 8U;
+    uint _S108 = _S96 * 32U;
+    uint column_5 = _S108 + _S107;
+    uint _S109 = p_1->k_0;
     uint e_0;
-    if(_S107 < (p_1->k_0))
+    if(_S108 < (p_1->k_0))
     {
-        Operands_0 _S109 = operands_0;
-        Step_0 _S110 = Operands_load_0(&_S109, column_5, _S104);
-        e_0 = _S107;
-        Step_0 step_2 = _S110;
+        Operands_0 _S110 = operands_0;
+        Step_0 _S111 = Operands_load_0(&_S110, column_5, _S105);
+        e_0 = _S108;
+        Step_0 step_2 = _S111;
         uint column_6 = column_5;
         for(;;)
         {
-            if(e_0 < _S108)
+            if(e_0 < _S109)
             {
             }
             else
             {
                 break;
             }
-            uint _S111 = e_0 + 64U;
-            uint _S112 = (U32_min((_S111), ((_S108 / 32U - 1U) * 32U))) + _S106;
-            Operands_0 _S113 = operands_0;
-            Step_0 _S114 = Operands_load_0(&_S113, _S112, _S104);
-            Step_0 _S115 = step_2;
-            multiply_0(&sums_1, &_S115, column_6, _S103);
-            e_0 = _S111;
-            step_2 = _S114;
-            column_6 = _S112;
+            uint _S112 = e_0 + 64U;
+            uint _S113 = (U32_min((_S112), ((_S109 / 32U - 1U) * 32U))) + _S107;
+            Operands_0 _S114 = operands_0;
+            Step_0 _S115 = Operands_load_0(&_S114, _S113, _S105);
+            Step_0 _S116 = step_2;
+            multiply_0(&sums_1, &_S116, column_6, _S104);
+            e_0 = _S112;
+            step_2 = _S115;
+            column_6 = _S113;
         }
     }
-    uint _S116 = _S105 * 2U;
-    uint _S117 = _S94 * 32U;
-    uint _S118 = (_S117 + _S116) * 33U;
-    (*&partial_0)[_S118 + _S104] = *&((&sums_1[0U][0U])->x);
-    uint _S119 = (_S117 + (_S116 + 1U)) * 33U;
-    (*&partial_0)[_S119 + _S104] = *&((&sums_1[0U][0U])->y);
-    uint _S120 = _S104 + 8U;
-    (*&partial_0)[_S118 + _S120] = *&((&sums_1[0U][0U])->z);
-    (*&partial_0)[_S119 + _S120] = *&((&sums_1[0U][0U])->w);
-    uint _S121 = 8U + _S116;
-    uint _S122 = (_S117 + _S121) * 33U;
-    (*&partial_0)[_S122 + _S104] = *&((&sums_1[0U][1U])->x);
-    uint _S123 = (_S117 + (_S121 + 1U)) * 33U;
-    (*&partial_0)[_S123 + _S104] = *&((&sums_1[0U][1U])->y);
-    (*&partial_0)[_S122 + _S120] = *&((&sums_1[0U][1U])->z);
-    (*&partial_0)[_S123 + _S120] = *&((&sums_1[0U][1U])->w);
-    uint _S124 = 16U + _S116;
-    uint _S125 = (_S117 + _S124) * 33U;
-    (*&partial_0)[_S125 + _S104] = *&((&sums_1[0U][2U])->x);
-    uint _S126 = (_S117 + (_S124 + 1U)) * 33U;
-    (*&partial_0)[_S126 + _S104] = *&((&sums_1[0U][2U])->y);
-    (*&partial_0)[_S125 + _S120] = *&((&sums_1[0U][2U])->z);
-    (*&partial_0)[_S126 + _S120] = *&((&sums_1[0U][2U])->w);
-    uint _S127 = 24U + _S116;
-    uint _S128 = (_S117 + _S127) * 33U;
-    (*&partial_0)[_S128 + _S104] = *&((&sums_1[0U][3U])->x);
-    uint _S129 = (_S117 + (_S127 + 1U)) * 33U;
-    (*&partial_0)[_S129 + _S104] = *&((&sums_1[0U][3U])->y);
-    (*&partial_0)[_S128 + _S120] = *&((&sums_1[0U][3U])->z);
-    (*&partial_0)[_S129 + _S120] = *&((&sums_1[0U][3U])->w);
-    uint _S130 = 16U + _S104;
-    (*&partial_0)[_S118 + _S130] = *&((&sums_1[1U][0U])->x);
-    (*&partial_0)[_S119 + _S130] = *&((&sums_1[1U][0U])->y);
-    uint _S131 = _S130 + 8U;
-    (*&partial_0)[_S118 + _S131] = *&((&sums_1[1U][0U])->z);
-    (*&partial_0)[_S119 + _S131] = *&((&sums_1[1U][0U])->w);
-    (*&partial_0)[_S122 + _S130] = *&((&sums_1[1U][1U])->x);
-    (*&partial_0)[_S123 + _S130] = *&((&sums_1[1U][1U])->y);
-    (*&partial_0)[_S122 + _S131] = *&((&sums_1[1U][1U])->z);
-    (*&partial_0)[_S123 + _S131] = *&((&sums_1[1U][1U])->w);
-    (*&partial_0)[_S125 + _S130] = *&((&sums_1[1U][2U])->x);
-    (*&partial_0)[_S126 + _S130] = *&((&sums_1[1U][2U])->y);
-    (*&partial_0)[_S125 + _S131] = *&((&sums_1[1U][2U])->z);
-    (*&partial_0)[_S126 + _S131] = *&((&sums_1[1U][2U])->w);
-    (*&partial_0)[_S128 + _S130] = *&((&sums_1[1U][3U])->x);
-    (*&partial_0)[_S129 + _S130] = *&((&sums_1[1U][3U])->y);
-    (*&partial_0)[_S128 + _S131] = *&((&sums_1[1U][3U])->z);
-    (*&partial_0)[_S129 + _S131] = *&((&sums_1[1U][3U])->w);
+    uint _S117 = _S106 * 2U;
+    uint _S118 = _S95 * 32U;
+    uint _S119 = (_S118 + _S117) * 33U;
+    (*&partial_0)[_S119 + _S105] = *&((&sums_1[0U][0U])->x);
+    uint _S120 = (_S118 + (_S117 + 1U)) * 33U;
+    (*&partial_0)[_S120 + _S105] = *&((&sums_1[0U][0U])->y);
+    uint _S121 = _S105 + 8U;
+    (*&partial_0)[_S119 + _S121] = *&((&sums_1[0U][0U])->z);
+    (*&partial_0)[_S120 + _S121] = *&((&sums_1[0U][0U])->w);
+    uint _S122 = 8U + _S117;
+    uint _S123 = (_S118 + _S122) * 33U;
+    (*&partial_0)[_S123 + _S105] = *&((&sums_1[0U][1U])->x);
+    uint _S124 = (_S118 + (_S122 + 1U)) * 33U;
+    (*&partial_0)[_S124 + _S105] = *&((&sums_1[0U][1U])->y);
+    (*&partial_0)[_S123 + _S121] = *&((&sums_1[0U][1U])->z);
+    (*&partial_0)[_S124 + _S121] = *&((&sums_1[0U][1U])->w);
+    uint _S125 = 16U + _S117;
+    uint _S126 = (_S118 + _S125) * 33U;
+    (*&partial_0)[_S126 + _S105] = *&((&sums_1[0U][2U])->x);
+    uint _S127 = (_S118 + (_S125 + 1U)) * 33U;
+    (*&partial_0)[_S127 + _S105] = *&((&sums_1[0U][2U])->y);
+    (*&partial_0)[_S126 + _S121] = *&((&sums_1[0U][2U])->z);
+    (*&partial_0)[_S127 + _S121] = *&((&sums_1[0U][2U])->w);
+    uint _S128 = 24U + _S117;
+    uint _S129 = (_S118 + _S128) * 33U;
+    (*&partial_0)[_S129 + _S105] = *&((&sums_1[0U][3U])->x);
+    uint _S130 = (_S118 + (_S128 + 1U)) * 33U;
+    (*&partial_0)[_S130 + _S105] = *&((&sums_1[0U][3U])->y);
+    (*&partial_0)[_S129 + _S121] = *&((&sums_1[0U][3U])->z);
+    (*&partial_0)[_S130 + _S121] = *&((&sums_1[0U][3U])->w);
+    uint _S131 = 16U + _S105;
+    (*&partial_0)[_S119 + _S131] = *&((&sums_1[1U][0U])->x);
+    (*&partial_0)[_S120 + _S131] = *&((&sums_1[1U][0U])->y);
+    uint _S132 = _S131 + 8U;
+    (*&partial_0)[_S119 + _S132] = *&((&sums_1[1U][0U])->z);
+    (*&partial_0)[_S120 + _S132] = *&((&sums_1[1U][0U])->w);
+    (*&partial_0)[_S123 + _S131] = *&((&sums_1[1U][1U])->x);
+    (*&partial_0)[_S124 + _S131] = *&((&sums_1[1U][1U])->y);
+    (*&partial_0)[_S123 + _S132] = *&((&sums_1[1U][1U])->z);
+    (*&partial_0)[_S124 + _S132] = *&((&sums_1[1U][1U])->w);
+    (*&partial_0)[_S126 + _S131] = *&((&sums_1[1U][2U])->x);
+    (*&partial_0)[_S127 + _S131] = *&((&sums_1[1U][2U])->y);
+    (*&partial_0)[_S126 + _S132] = *&((&sums_1[1U][2U])->z);
+    (*&partial_0)[_S127 + _S132] = *&((&sums_1[1U][2U])->w);
+    (*&partial_0)[_S129 + _S131] = *&((&sums_1[1U][3U])->x);
+    (*&partial_0)[_S130 + _S131] = *&((&sums_1[1U][3U])->y);
+    (*&partial_0)[_S129 + _S132] = *&((&sums_1[1U][3U])->z);
+    (*&partial_0)[_S130 + _S132] = *&((&sums_1[1U][3U])->w);
     __syncthreads();
     e_0 = thread_0;
     for(;;)
@@ -460,35 +466,35 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
         {
             break;
         }
-        uint _S132 = e_0 / 128U;
-        uint _S133 = e_0 % 128U;
-        if(((&operands_0)->top_0 + _S132) >= _S90)
+        uint _S133 = e_0 / 128U;
+        uint _S134 = e_0 % 128U;
+        if(((&operands_0)->top_0 + _S133) >= _S91)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = (_S97 + _S133) >= _S99;
+            _S101 = (_S98 + _S134) >= _S100;
         }
-        if(_S100)
+        if(_S101)
         {
             e_0 = e_0 + 256U;
             continue;
         }
-        uint _S134 = _S133 % 32U;
-        float sum_0 = (*&partial_0)[(_S133 / 32U * 2U * 32U + _S132) * 33U + _S134] + (*&partial_0)[((_S133 / 32U * 2U + 1U) * 32U + _S132) * 33U + _S134];
-        uint _S135 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S132) * p_1->out_stride_0 + _S97 + _S133;
-        float * _S136 = (&(result_2)[_S135]);
-        float _S137;
+        uint _S135 = _S134 % 32U;
+        float sum_0 = (*&partial_0)[(_S134 / 32U * 2U * 32U + _S133) * 33U + _S135] + (*&partial_0)[((_S134 / 32U * 2U + 1U) * 32U + _S133) * 33U + _S135];
+        uint _S136 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S133) * p_1->out_stride_0 + _S98 + _S134;
+        float * _S137 = (&(result_2)[_S136]);
+        float _S138;
         if((p_1->accumulate_0) != 0U)
         {
-            _S137 = *(&(result_2)[_S135]) + sum_0 / 0.0625f;
+            _S138 = *(&(result_2)[_S136]) + sum_0 / 0.0625f;
         }
         else
         {
-            _S137 = sum_0 / 0.0625f;
+            _S138 = sum_0 / 0.0625f;
         }
-        *_S136 = _S137;
+        *_S137 = _S138;
         e_0 = e_0 + 256U;
     }
     return;
@@ -496,8 +502,8 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
 
 extern "C" __global__ void gemm_few4_mxfp4(StructuredBuffer<float4 > x_6, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S138 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S139 = p_2;
-    gemm_0(blockIdx, _S138, x_6, weight_2, result_3, batch_2, &_S139);
+    uint _S139 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S140 = p_2;
+    gemm_0(blockIdx, _S139, x_6, weight_2, result_3, batch_2, &_S140);
     return;
 }

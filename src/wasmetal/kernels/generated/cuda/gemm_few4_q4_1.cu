@@ -70,21 +70,27 @@ __device__ float4  clamp_0(float4  x_3, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_3, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Step_0 * step_0, uint column_1, uint downs_0)
@@ -96,51 +102,51 @@ __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Ste
     left_0[1U][int(1)] = Others_decode_0(step_0->weights_0[3U], column_1);
     if(0U < downs_0)
     {
-        uint4  _S8 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
-        uint2  _S9 = uint2 {_S8.x, _S8.y};
-        float4  _S10 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S9), ((*sums_0)[0U][0U])));
-        uint2  _S11 = uint2 {_S8.z, _S8.w};
-        float4  _S12 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S11), (_S10)));
-        (*sums_0)[0U][0U] = _S12;
-        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S9), ((*sums_0)[1U][0U])));
-        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S11), (_S13)));
-        (*sums_0)[1U][0U] = _S14;
+        uint4  _S9 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
+        uint2  _S10 = uint2 {_S9.x, _S9.y};
+        float4  _S11 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S10), ((*sums_0)[0U][0U])));
+        uint2  _S12 = uint2 {_S9.z, _S9.w};
+        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S12), (_S11)));
+        (*sums_0)[0U][0U] = _S13;
+        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S10), ((*sums_0)[1U][0U])));
+        float4  _S15 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S12), (_S14)));
+        (*sums_0)[1U][0U] = _S15;
     }
     if(1U < downs_0)
     {
-        uint4  _S15 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
-        uint2  _S16 = uint2 {_S15.x, _S15.y};
-        float4  _S17 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S16), ((*sums_0)[0U][1U])));
-        uint2  _S18 = uint2 {_S15.z, _S15.w};
-        float4  _S19 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S18), (_S17)));
-        (*sums_0)[0U][1U] = _S19;
-        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S16), ((*sums_0)[1U][1U])));
-        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S18), (_S20)));
-        (*sums_0)[1U][1U] = _S21;
+        uint4  _S16 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
+        uint2  _S17 = uint2 {_S16.x, _S16.y};
+        float4  _S18 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S17), ((*sums_0)[0U][1U])));
+        uint2  _S19 = uint2 {_S16.z, _S16.w};
+        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S19), (_S18)));
+        (*sums_0)[0U][1U] = _S20;
+        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S17), ((*sums_0)[1U][1U])));
+        float4  _S22 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S19), (_S21)));
+        (*sums_0)[1U][1U] = _S22;
     }
     if(2U < downs_0)
     {
-        uint4  _S22 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
-        uint2  _S23 = uint2 {_S22.x, _S22.y};
-        float4  _S24 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S23), ((*sums_0)[0U][2U])));
-        uint2  _S25 = uint2 {_S22.z, _S22.w};
-        float4  _S26 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S25), (_S24)));
-        (*sums_0)[0U][2U] = _S26;
-        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S23), ((*sums_0)[1U][2U])));
-        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S25), (_S27)));
-        (*sums_0)[1U][2U] = _S28;
+        uint4  _S23 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
+        uint2  _S24 = uint2 {_S23.x, _S23.y};
+        float4  _S25 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S24), ((*sums_0)[0U][2U])));
+        uint2  _S26 = uint2 {_S23.z, _S23.w};
+        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S26), (_S25)));
+        (*sums_0)[0U][2U] = _S27;
+        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S24), ((*sums_0)[1U][2U])));
+        float4  _S29 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S26), (_S28)));
+        (*sums_0)[1U][2U] = _S29;
     }
     if(3U < downs_0)
     {
-        uint4  _S29 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
-        uint2  _S30 = uint2 {_S29.x, _S29.y};
-        float4  _S31 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S30), ((*sums_0)[0U][3U])));
-        uint2  _S32 = uint2 {_S29.z, _S29.w};
-        float4  _S33 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S32), (_S31)));
-        (*sums_0)[0U][3U] = _S33;
-        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S30), ((*sums_0)[1U][3U])));
-        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S32), (_S34)));
-        (*sums_0)[1U][3U] = _S35;
+        uint4  _S30 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
+        uint2  _S31 = uint2 {_S30.x, _S30.y};
+        float4  _S32 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S31), ((*sums_0)[0U][3U])));
+        uint2  _S33 = uint2 {_S30.z, _S30.w};
+        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S33), (_S32)));
+        (*sums_0)[0U][3U] = _S34;
+        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S31), ((*sums_0)[1U][3U])));
+        float4  _S36 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S33), (_S35)));
+        (*sums_0)[1U][3U] = _S36;
     }
     return;
 }
@@ -177,110 +183,110 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ float4  nibbles_0(uint word_1)
 {
-    uint4  _S36 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
-    float4  _S37 = make_float4 ((float)_S36.x, (float)_S36.y, (float)_S36.z, (float)_S36.w);
-    return _S37;
+    uint4  _S37 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
+    float4  _S38 = make_float4 ((float)_S37.x, (float)_S37.y, (float)_S37.z, (float)_S37.w);
+    return _S38;
 }
 
 __device__ float4  Q4_1_four_0(StructuredBuffer<uint> words_0, uint offset_0, uint columns_0, uint row_0, uint column_2)
 {
-    uint _S38 = offset_0 + (row_0 * (columns_0 / 32U) + column_2 / 32U) * 5U;
-    uint _S39 = __ldg((&(words_0)[_S38]));
-    float2  _S40 = halves_0(_S39);
-    float _S41 = _S40.x;
-    uint _S42 = __ldg((&(words_0)[_S38 + 1U + column_2 % 16U / 4U]));
-    return make_float4 (_S41) * nibbles_0(_S42 >> (column_2 % 32U / 16U * 4U)) + make_float4 (_S40.y);
+    uint _S39 = offset_0 + (row_0 * (columns_0 / 32U) + column_2 / 32U) * 5U;
+    uint _S40 = __ldg((&(words_0)[_S39]));
+    float2  _S41 = halves_0(_S40);
+    float _S42 = _S41.x;
+    uint _S43 = __ldg((&(words_0)[_S39 + 1U + column_2 % 16U / 4U]));
+    return make_float4 (_S42) * nibbles_0(_S43 >> (column_2 % 32U / 16U * 4U)) + make_float4 (_S41.y);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_1, uint column_3)
 {
-    uint4  _S43 = eight_halves_0(Q4_1_four_0(words_1, offset_1, columns_1, row_1, column_3), Q4_1_four_0(words_1, offset_1, columns_1, row_1, column_3 + 4U));
-    return _S43;
+    uint4  _S44 = eight_halves_0(Q4_1_four_0(words_1, offset_1, columns_1, row_1, column_3), Q4_1_four_0(words_1, offset_1, columns_1, row_1, column_3 + 4U));
+    return _S44;
 }
 
 __device__ Step_0 Operands_load_0(Operands_0 * this_0, uint column_4, uint row_2)
 {
     Step_0 step_1;
-    StructuredBuffer<uint> _S44 = this_0->weight_0;
-    uint _S45 = (&this_0->p_0)->weight_offset_0;
-    uint _S46 = (&this_0->p_0)->k_0;
-    uint _S47 = this_0->side_0;
-    uint _S48 = (&this_0->p_0)->n_0 - 1U;
-    uint4  _S49 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S48))), column_4);
-    (&step_1)->weights_0[0U] = _S49;
-    uint4  _S50 = Others_fetch_0(_S44, _S45, _S46, (U32_min((_S47 + 8U + row_2), (_S48))), column_4);
-    (&step_1)->weights_0[1U] = _S50;
-    uint4  _S51 = Others_fetch_0(_S44, _S45, _S46, (U32_min((_S47 + 16U + row_2), (_S48))), column_4);
-    (&step_1)->weights_0[2U] = _S51;
-    uint4  _S52 = Others_fetch_0(_S44, _S45, _S46, (U32_min((_S47 + 24U + row_2), (_S48))), column_4);
-    (&step_1)->weights_0[3U] = _S52;
-    int4  _S53 = make_int4 (int(0));
-    float4  _S54 = make_float4 ((float)_S53.x, (float)_S53.y, (float)_S53.z, (float)_S53.w);
-    (&step_1)->x_0[0U][int(0)] = _S54;
-    (&step_1)->x_0[0U][int(1)] = _S54;
-    uint _S55 = this_0->top_0;
-    uint _S56 = this_0->rows_1;
+    StructuredBuffer<uint> _S45 = this_0->weight_0;
+    uint _S46 = (&this_0->p_0)->weight_offset_0;
+    uint _S47 = (&this_0->p_0)->k_0;
+    uint _S48 = this_0->side_0;
+    uint _S49 = (&this_0->p_0)->n_0 - 1U;
+    uint4  _S50 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S49))), column_4);
+    (&step_1)->weights_0[0U] = _S50;
+    uint4  _S51 = Others_fetch_0(_S45, _S46, _S47, (U32_min((_S48 + 8U + row_2), (_S49))), column_4);
+    (&step_1)->weights_0[1U] = _S51;
+    uint4  _S52 = Others_fetch_0(_S45, _S46, _S47, (U32_min((_S48 + 16U + row_2), (_S49))), column_4);
+    (&step_1)->weights_0[2U] = _S52;
+    uint4  _S53 = Others_fetch_0(_S45, _S46, _S47, (U32_min((_S48 + 24U + row_2), (_S49))), column_4);
+    (&step_1)->weights_0[3U] = _S53;
+    int4  _S54 = make_int4 (int(0));
+    float4  _S55 = make_float4 ((float)_S54.x, (float)_S54.y, (float)_S54.z, (float)_S54.w);
+    (&step_1)->x_0[0U][int(0)] = _S55;
+    (&step_1)->x_0[0U][int(1)] = _S55;
+    uint _S56 = this_0->top_0;
+    uint _S57 = this_0->rows_1;
     if((this_0->top_0) < (this_0->rows_1))
     {
-        uint _S57 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S55 + row_2), (_S56 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S58 = this_0->x_4;
-        float4  _S59 = __ldg((&(this_0->x_4)[_S57]));
-        float4  _S60 = __ldg((&(_S58)[_S57 + 1U]));
-        (&step_1)->x_0[0U][int(0)] = _S59;
-        (&step_1)->x_0[0U][int(1)] = _S60;
+        uint _S58 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S56 + row_2), (_S57 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S59 = this_0->x_4;
+        float4  _S60 = __ldg((&(this_0->x_4)[_S58]));
+        float4  _S61 = __ldg((&(_S59)[_S58 + 1U]));
+        (&step_1)->x_0[0U][int(0)] = _S60;
+        (&step_1)->x_0[0U][int(1)] = _S61;
     }
-    (&step_1)->x_0[1U][int(0)] = _S54;
-    (&step_1)->x_0[1U][int(1)] = _S54;
-    uint _S61 = _S55 + 8U;
-    if(_S61 < _S56)
+    (&step_1)->x_0[1U][int(0)] = _S55;
+    (&step_1)->x_0[1U][int(1)] = _S55;
+    uint _S62 = _S56 + 8U;
+    if(_S62 < _S57)
     {
-        uint _S62 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S61 + row_2), (_S56 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S63 = this_0->x_4;
-        float4  _S64 = __ldg((&(this_0->x_4)[_S62]));
-        float4  _S65 = __ldg((&(_S63)[_S62 + 1U]));
-        (&step_1)->x_0[1U][int(0)] = _S64;
-        (&step_1)->x_0[1U][int(1)] = _S65;
+        uint _S63 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S62 + row_2), (_S57 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S64 = this_0->x_4;
+        float4  _S65 = __ldg((&(this_0->x_4)[_S63]));
+        float4  _S66 = __ldg((&(_S64)[_S63 + 1U]));
+        (&step_1)->x_0[1U][int(0)] = _S65;
+        (&step_1)->x_0[1U][int(1)] = _S66;
     }
-    (&step_1)->x_0[2U][int(0)] = _S54;
-    (&step_1)->x_0[2U][int(1)] = _S54;
-    uint _S66 = _S55 + 16U;
-    if(_S66 < _S56)
+    (&step_1)->x_0[2U][int(0)] = _S55;
+    (&step_1)->x_0[2U][int(1)] = _S55;
+    uint _S67 = _S56 + 16U;
+    if(_S67 < _S57)
     {
-        uint _S67 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S66 + row_2), (_S56 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S68 = this_0->x_4;
-        float4  _S69 = __ldg((&(this_0->x_4)[_S67]));
-        float4  _S70 = __ldg((&(_S68)[_S67 + 1U]));
-        (&step_1)->x_0[2U][int(0)] = _S69;
-        (&step_1)->x_0[2U][int(1)] = _S70;
+        uint _S68 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S67 + row_2), (_S57 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S69 = this_0->x_4;
+        float4  _S70 = __ldg((&(this_0->x_4)[_S68]));
+        float4  _S71 = __ldg((&(_S69)[_S68 + 1U]));
+        (&step_1)->x_0[2U][int(0)] = _S70;
+        (&step_1)->x_0[2U][int(1)] = _S71;
     }
-    (&step_1)->x_0[3U][int(0)] = _S54;
-    (&step_1)->x_0[3U][int(1)] = _S54;
-    uint _S71 = _S55 + 24U;
-    if(_S71 < _S56)
+    (&step_1)->x_0[3U][int(0)] = _S55;
+    (&step_1)->x_0[3U][int(1)] = _S55;
+    uint _S72 = _S56 + 24U;
+    if(_S72 < _S57)
     {
-        uint _S72 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S71 + row_2), (_S56 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S73 = this_0->x_4;
-        float4  _S74 = __ldg((&(this_0->x_4)[_S72]));
-        float4  _S75 = __ldg((&(_S73)[_S72 + 1U]));
-        (&step_1)->x_0[3U][int(0)] = _S74;
-        (&step_1)->x_0[3U][int(1)] = _S75;
+        uint _S73 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S72 + row_2), (_S57 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S74 = this_0->x_4;
+        float4  _S75 = __ldg((&(this_0->x_4)[_S73]));
+        float4  _S76 = __ldg((&(_S74)[_S73 + 1U]));
+        (&step_1)->x_0[3U][int(0)] = _S75;
+        (&step_1)->x_0[3U][int(1)] = _S76;
     }
     return step_1;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_2)
 {
-    uint _S76;
+    uint _S77;
     if(offset_2 == 4294967295U)
     {
-        _S76 = rows_2;
+        _S77 = rows_2;
     }
     else
     {
-        uint _S77 = __ldg((&(batch_0)[offset_2]));
-        _S76 = (U32_min(((U32_max((_S77), (first_0))) - first_0), (rows_2)));
+        uint _S78 = __ldg((&(batch_0)[offset_2]));
+        _S77 = (U32_min(((U32_max((_S78), (first_0))) - first_0), (rows_2)));
     }
-    return _S76;
+    return _S77;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -292,130 +298,130 @@ __device__ __shared__ FixedArray<float, 8448>  partial_0;
 
 __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S78 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S79 = (p_1->rows_0 + 32U - 1U) / 32U;
-    uint _S80 = group_number_0(group_1) * 2U + group_1.z;
-    uint _S81 = thread_0 % 32U;
-    uint _S82 = thread_0 / 32U;
-    uint _S83 = _S82 % 2U;
-    uint _S84 = _S80 / _S79;
-    uint _S85 = _S84 * 128U;
+    uint _S79 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S80 = (p_1->rows_0 + 32U - 1U) / 32U;
+    uint _S81 = group_number_0(group_1) * 2U + group_1.z;
+    uint _S82 = thread_0 % 32U;
+    uint _S83 = thread_0 / 32U;
+    uint _S84 = _S83 % 2U;
+    uint _S85 = _S81 / _S80;
+    uint _S86 = _S85 * 128U;
     Operands_0 operands_0;
     (&operands_0)->x_4 = x_5;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    uint _S86 = _S80 % _S79;
-    (&operands_0)->top_0 = _S86 * 32U;
-    (&operands_0)->side_0 = _S85 + _S82 / 2U * 32U;
-    (&operands_0)->rows_1 = _S78;
-    uint _S87 = p_1->n_0;
-    bool _S88;
-    if(_S85 >= (p_1->n_0))
+    uint _S87 = _S81 % _S80;
+    (&operands_0)->top_0 = _S87 * 32U;
+    (&operands_0)->side_0 = _S86 + _S83 / 2U * 32U;
+    (&operands_0)->rows_1 = _S79;
+    uint _S88 = p_1->n_0;
+    bool _S89;
+    if(_S86 >= (p_1->n_0))
     {
-        _S88 = true;
+        _S89 = true;
     }
     else
     {
-        _S88 = ((&operands_0)->top_0) >= _S78;
+        _S89 = ((&operands_0)->top_0) >= _S79;
     }
-    if(_S88)
+    if(_S89)
     {
         return;
     }
     FixedArray<FixedArray<float4 , 4> , 2>  sums_1;
-    int4  _S89 = make_int4 (int(0));
-    float4  _S90 = make_float4 ((float)_S89.x, (float)_S89.y, (float)_S89.z, (float)_S89.w);
-    sums_1[0U][0U] = _S90;
-    sums_1[0U][1U] = _S90;
-    sums_1[0U][2U] = _S90;
-    sums_1[0U][3U] = _S90;
-    sums_1[1U][0U] = _S90;
-    sums_1[1U][1U] = _S90;
-    sums_1[1U][2U] = _S90;
-    sums_1[1U][3U] = _S90;
-    uint _S91 = (_S78 - (&operands_0)->top_0 + 7U) / 8U;
-    uint _S92 = _S81 / 4U;
-    uint _S93 = _S81 % 4U;
-    uint _S94 = _S93 * 8U;
-    uint _S95 = _S83 * 32U;
-    uint column_5 = _S95 + _S94;
-    uint _S96 = p_1->k_0;
+    int4  _S90 = make_int4 (int(0));
+    float4  _S91 = make_float4 ((float)_S90.x, (float)_S90.y, (float)_S90.z, (float)_S90.w);
+    sums_1[0U][0U] = _S91;
+    sums_1[0U][1U] = _S91;
+    sums_1[0U][2U] = _S91;
+    sums_1[0U][3U] = _S91;
+    sums_1[1U][0U] = _S91;
+    sums_1[1U][1U] = _S91;
+    sums_1[1U][2U] = _S91;
+    sums_1[1U][3U] = _S91;
+    uint _S92 = (_S79 - (&operands_0)->top_0 + 7U) / 8U;
+    uint _S93 = _S82 / 4U;
+    uint _S94 = _S82 % 4U;
+    uint _S95 = _S94 * 8U;
+    uint _S96 = _S84 * 32U;
+    uint column_5 = _S96 + _S95;
+    uint _S97 = p_1->k_0;
     uint e_0;
-    if(_S95 < (p_1->k_0))
+    if(_S96 < (p_1->k_0))
     {
-        Operands_0 _S97 = operands_0;
-        Step_0 _S98 = Operands_load_0(&_S97, column_5, _S92);
-        e_0 = _S95;
-        Step_0 step_2 = _S98;
+        Operands_0 _S98 = operands_0;
+        Step_0 _S99 = Operands_load_0(&_S98, column_5, _S93);
+        e_0 = _S96;
+        Step_0 step_2 = _S99;
         uint column_6 = column_5;
         for(;;)
         {
-            if(e_0 < _S96)
+            if(e_0 < _S97)
             {
             }
             else
             {
                 break;
             }
-            uint _S99 = e_0 + 64U;
-            uint _S100 = (U32_min((_S99), ((_S96 / 32U - 1U) * 32U))) + _S94;
-            Operands_0 _S101 = operands_0;
-            Step_0 _S102 = Operands_load_0(&_S101, _S100, _S92);
-            Step_0 _S103 = step_2;
-            multiply_0(&sums_1, &_S103, column_6, _S91);
-            e_0 = _S99;
-            step_2 = _S102;
-            column_6 = _S100;
+            uint _S100 = e_0 + 64U;
+            uint _S101 = (U32_min((_S100), ((_S97 / 32U - 1U) * 32U))) + _S95;
+            Operands_0 _S102 = operands_0;
+            Step_0 _S103 = Operands_load_0(&_S102, _S101, _S93);
+            Step_0 _S104 = step_2;
+            multiply_0(&sums_1, &_S104, column_6, _S92);
+            e_0 = _S100;
+            step_2 = _S103;
+            column_6 = _S101;
         }
     }
-    uint _S104 = _S93 * 2U;
-    uint _S105 = _S82 * 32U;
-    uint _S106 = (_S105 + _S104) * 33U;
-    (*&partial_0)[_S106 + _S92] = *&((&sums_1[0U][0U])->x);
-    uint _S107 = (_S105 + (_S104 + 1U)) * 33U;
-    (*&partial_0)[_S107 + _S92] = *&((&sums_1[0U][0U])->y);
-    uint _S108 = _S92 + 8U;
-    (*&partial_0)[_S106 + _S108] = *&((&sums_1[0U][0U])->z);
-    (*&partial_0)[_S107 + _S108] = *&((&sums_1[0U][0U])->w);
-    uint _S109 = 8U + _S104;
-    uint _S110 = (_S105 + _S109) * 33U;
-    (*&partial_0)[_S110 + _S92] = *&((&sums_1[0U][1U])->x);
-    uint _S111 = (_S105 + (_S109 + 1U)) * 33U;
-    (*&partial_0)[_S111 + _S92] = *&((&sums_1[0U][1U])->y);
-    (*&partial_0)[_S110 + _S108] = *&((&sums_1[0U][1U])->z);
-    (*&partial_0)[_S111 + _S108] = *&((&sums_1[0U][1U])->w);
-    uint _S112 = 16U + _S104;
-    uint _S113 = (_S105 + _S112) * 33U;
-    (*&partial_0)[_S113 + _S92] = *&((&sums_1[0U][2U])->x);
-    uint _S114 = (_S105 + (_S112 + 1U)) * 33U;
-    (*&partial_0)[_S114 + _S92] = *&((&sums_1[0U][2U])->y);
-    (*&partial_0)[_S113 + _S108] = *&((&sums_1[0U][2U])->z);
-    (*&partial_0)[_S114 + _S108] = *&((&sums_1[0U][2U])->w);
-    uint _S115 = 24U + _S104;
-    uint _S116 = (_S105 + _S115) * 33U;
-    (*&partial_0)[_S116 + _S92] = *&((&sums_1[0U][3U])->x);
-    uint _S117 = (_S105 + (_S115 + 1U)) * 33U;
-    (*&partial_0)[_S117 + _S92] = *&((&sums_1[0U][3U])->y);
-    (*&partial_0)[_S116 + _S108] = *&((&sums_1[0U][3U])->z);
-    (*&partial_0)[_S117 + _S108] = *&((&sums_1[0U][3U])->w);
-    uint _S118 = 16U + _S92;
-    (*&partial_0)[_S106 + _S118] = *&((&sums_1[1U][0U])->x);
-    (*&partial_0)[_S107 + _S118] = *&((&sums_1[1U][0U])->y);
-    uint _S119 = _S118 + 8U;
-    (*&partial_0)[_S106 + _S119] = *&((&sums_1[1U][0U])->z);
-    (*&partial_0)[_S107 + _S119] = *&((&sums_1[1U][0U])->w);
-    (*&partial_0)[_S110 + _S118] = *&((&sums_1[1U][1U])->x);
-    (*&partial_0)[_S111 + _S118] = *&((&sums_1[1U][1U])->y);
-    (*&partial_0)[_S110 + _S119] = *&((&sums_1[1U][1U])->z);
-    (*&partial_0)[_S111 + _S119] = *&((&sums_1[1U][1U])->w);
-    (*&partial_0)[_S113 + _S118] = *&((&sums_1[1U][2U])->x);
-    (*&partial_0)[_S114 + _S118] = *&((&sums_1[1U][2U])->y);
-    (*&partial_0)[_S113 + _S119] = *&((&sums_1[1U][2U])->z);
-    (*&partial_0)[_S114 + _S119] = *&((&sums_1[1U][2U])->w);
-    (*&partial_0)[_S116 + _S118] = *&((&sums_1[1U][3U])->x);
-    (*&partial_0)[_S117 + _S118] = *&((&sums_1[1U][3U])->y);
-    (*&partial_0)[_S116 + _S119] = *&((&sums_1[1U][3U])->z);
-    (*&partial_0)[_S117 + _S119] = *&((&sums_1[1U][3U])->w);
+    uint _S105 = _S94 * 2U;
+    uint _S106 = _S83 * 32U;
+    uint _S107 = (_S106 + _S105) * 33U;
+    (*&partial_0)[_S107 + _S93] = *&((&sums_1[0U][0U])->x);
+    uint _S108 = (_S106 + (_S105 + 1U)) * 33U;
+    (*&partial_0)[_S108 + _S93] = *&((&sums_1[0U][0U])->y);
+    uint _S109 = _S93 + 8U;
+    (*&partial_0)[_S107 + _S109] = *&((&sums_1[0U][0U])->z);
+    (*&partial_0)[_S108 + _S109] = *&((&sums_1[0U][0U])->w);
+    uint _S110 = 8U + _S105;
+    uint _S111 = (_S106 + _S110) * 33U;
+    (*&partial_0)[_S111 + _S93] = *&((&sums_1[0U][1U])->x);
+    uint _S112 = (_S106 + (_S110 + 1U)) * 33U;
+    (*&partial_0)[_S112 + _S93] = *&((&sums_1[0U][1U])->y);
+    (*&partial_0)[_S111 + _S109] = *&((&sums_1[0U][1U])->z);
+    (*&partial_0)[_S112 + _S109] = *&((&sums_1[0U][1U])->w);
+    uint _S113 = 16U + _S105;
+    uint _S114 = (_S106 + _S113) * 33U;
+    (*&partial_0)[_S114 + _S93] = *&((&sums_1[0U][2U])->x);
+    uint _S115 = (_S106 + (_S113 + 1U)) * 33U;
+    (*&partial_0)[_S115 + _S93] = *&((&sums_1[0U][2U])->y);
+    (*&partial_0)[_S114 + _S109] = *&((&sums_1[0U][2U])->z);
+    (*&partial_0)[_S115 + _S109] = *&((&sums_1[0U][2U])->w);
+    uint _S116 = 24U + _S105;
+    uint _S117 = (_S106 + _S116) * 33U;
+    (*&partial_0)[_S117 + _S93] = *&((&sums_1[0U][3U])->x);
+    uint _S118 = (_S106 + (_S116 + 1U)) * 33U;
+    (*&partial_0)[_S118 + _S93] = *&((&sums_1[0U][3U])->y);
+    (*&partial_0)[_S117 + _S109] = *&((&sums_1[0U][3U])->z);
+    (*&partial_0)[_S118 + _S109] = *&((&sums_1[0U][3U])->w);
+    uint _S119 = 16U + _S93;
+    (*&partial_0)[_S107 + _S119] = *&((&sums_1[1U][0U])->x);
+    (*&partial_0)[_S108 + _S119] = *&((&sums_1[1U][0U])->y);
+    uint _S120 = _S119 + 8U;
+    (*&partial_0)[_S107 + _S120] = *&((&sums_1[1U][0U])->z);
+    (*&partial_0)[_S108 + _S120] = *&((&sums_1[1U][0U])->w);
+    (*&partial_0)[_S111 + _S119] = *&((&sums_1[1U][1U])->x);
+    (*&partial_0)[_S112 + _S119] = *&((&sums_1[1U][1U])->y);
+    (*&partial_0)[_S111 + _S120] = *&((&sums_1[1U][1U])->z);
+    (*&partial_0)[_S112 + _S120] = *&((&sums_1[1U][1U])->w);
+    (*&partial_0)[_S114 + _S119] = *&((&sums_1[1U][2U])->x);
+    (*&partial_0)[_S115 + _S119] = *&((&sums_1[1U][2U])->y);
+    (*&partial_0)[_S114 + _S120] = *&((&sums_1[1U][2U])->z);
+    (*&partial_0)[_S115 + _S120] = *&((&sums_1[1U][2U])->w);
+    (*&partial_0)[_S117 + _S119] = *&((&sums_1[1U][3U])->x);
+    (*&partial_0)[_S118 + _S119] = *&((&sums_1[1U][3U])->y);
+    (*&partial_0)[_S117 + _S120] = *&((&sums_1[1U][3U])->z);
+    (*&partial_0)[_S118 + _S120] = *&((&sums_1[1U][3U])->w);
     __syncthreads();
     e_0 = thread_0;
     for(;;)
@@ -427,35 +433,35 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
         {
             break;
         }
-        uint _S120 = e_0 / 128U;
-        uint _S121 = e_0 % 128U;
-        if(((&operands_0)->top_0 + _S120) >= _S78)
+        uint _S121 = e_0 / 128U;
+        uint _S122 = e_0 % 128U;
+        if(((&operands_0)->top_0 + _S121) >= _S79)
         {
-            _S88 = true;
+            _S89 = true;
         }
         else
         {
-            _S88 = (_S85 + _S121) >= _S87;
+            _S89 = (_S86 + _S122) >= _S88;
         }
-        if(_S88)
+        if(_S89)
         {
             e_0 = e_0 + 256U;
             continue;
         }
-        uint _S122 = _S121 % 32U;
-        float sum_0 = (*&partial_0)[(_S121 / 32U * 2U * 32U + _S120) * 33U + _S122] + (*&partial_0)[((_S121 / 32U * 2U + 1U) * 32U + _S120) * 33U + _S122];
-        uint _S123 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S120) * p_1->out_stride_0 + _S85 + _S121;
-        float * _S124 = (&(result_2)[_S123]);
-        float _S125;
+        uint _S123 = _S122 % 32U;
+        float sum_0 = (*&partial_0)[(_S122 / 32U * 2U * 32U + _S121) * 33U + _S123] + (*&partial_0)[((_S122 / 32U * 2U + 1U) * 32U + _S121) * 33U + _S123];
+        uint _S124 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S121) * p_1->out_stride_0 + _S86 + _S122;
+        float * _S125 = (&(result_2)[_S124]);
+        float _S126;
         if((p_1->accumulate_0) != 0U)
         {
-            _S125 = *(&(result_2)[_S123]) + sum_0 / 0.0625f;
+            _S126 = *(&(result_2)[_S124]) + sum_0 / 0.0625f;
         }
         else
         {
-            _S125 = sum_0 / 0.0625f;
+            _S126 = sum_0 / 0.0625f;
         }
-        *_S124 = _S125;
+        *_S125 = _S126;
         e_0 = e_0 + 256U;
     }
     return;
@@ -463,8 +469,8 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
 
 extern "C" __global__ void gemm_few4_q4_1(StructuredBuffer<float4 > x_6, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S126 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S127 = p_2;
-    gemm_0(blockIdx, _S126, x_6, weight_2, result_3, batch_2, &_S127);
+    uint _S127 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S128 = p_2;
+    gemm_0(blockIdx, _S127, x_6, weight_2, result_3, batch_2, &_S128);
     return;
 }

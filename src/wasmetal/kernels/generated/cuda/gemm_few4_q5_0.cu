@@ -70,21 +70,27 @@ __device__ float4  clamp_0(float4  x_3, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_3, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Step_0 * step_0, uint column_1, uint downs_0)
@@ -96,51 +102,51 @@ __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Ste
     left_0[1U][int(1)] = Others_decode_0(step_0->weights_0[3U], column_1);
     if(0U < downs_0)
     {
-        uint4  _S8 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
-        uint2  _S9 = uint2 {_S8.x, _S8.y};
-        float4  _S10 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S9), ((*sums_0)[0U][0U])));
-        uint2  _S11 = uint2 {_S8.z, _S8.w};
-        float4  _S12 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S11), (_S10)));
-        (*sums_0)[0U][0U] = _S12;
-        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S9), ((*sums_0)[1U][0U])));
-        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S11), (_S13)));
-        (*sums_0)[1U][0U] = _S14;
+        uint4  _S9 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
+        uint2  _S10 = uint2 {_S9.x, _S9.y};
+        float4  _S11 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S10), ((*sums_0)[0U][0U])));
+        uint2  _S12 = uint2 {_S9.z, _S9.w};
+        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S12), (_S11)));
+        (*sums_0)[0U][0U] = _S13;
+        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S10), ((*sums_0)[1U][0U])));
+        float4  _S15 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S12), (_S14)));
+        (*sums_0)[1U][0U] = _S15;
     }
     if(1U < downs_0)
     {
-        uint4  _S15 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
-        uint2  _S16 = uint2 {_S15.x, _S15.y};
-        float4  _S17 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S16), ((*sums_0)[0U][1U])));
-        uint2  _S18 = uint2 {_S15.z, _S15.w};
-        float4  _S19 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S18), (_S17)));
-        (*sums_0)[0U][1U] = _S19;
-        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S16), ((*sums_0)[1U][1U])));
-        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S18), (_S20)));
-        (*sums_0)[1U][1U] = _S21;
+        uint4  _S16 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
+        uint2  _S17 = uint2 {_S16.x, _S16.y};
+        float4  _S18 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S17), ((*sums_0)[0U][1U])));
+        uint2  _S19 = uint2 {_S16.z, _S16.w};
+        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S19), (_S18)));
+        (*sums_0)[0U][1U] = _S20;
+        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S17), ((*sums_0)[1U][1U])));
+        float4  _S22 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S19), (_S21)));
+        (*sums_0)[1U][1U] = _S22;
     }
     if(2U < downs_0)
     {
-        uint4  _S22 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
-        uint2  _S23 = uint2 {_S22.x, _S22.y};
-        float4  _S24 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S23), ((*sums_0)[0U][2U])));
-        uint2  _S25 = uint2 {_S22.z, _S22.w};
-        float4  _S26 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S25), (_S24)));
-        (*sums_0)[0U][2U] = _S26;
-        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S23), ((*sums_0)[1U][2U])));
-        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S25), (_S27)));
-        (*sums_0)[1U][2U] = _S28;
+        uint4  _S23 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
+        uint2  _S24 = uint2 {_S23.x, _S23.y};
+        float4  _S25 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S24), ((*sums_0)[0U][2U])));
+        uint2  _S26 = uint2 {_S23.z, _S23.w};
+        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S26), (_S25)));
+        (*sums_0)[0U][2U] = _S27;
+        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S24), ((*sums_0)[1U][2U])));
+        float4  _S29 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S26), (_S28)));
+        (*sums_0)[1U][2U] = _S29;
     }
     if(3U < downs_0)
     {
-        uint4  _S29 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
-        uint2  _S30 = uint2 {_S29.x, _S29.y};
-        float4  _S31 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S30), ((*sums_0)[0U][3U])));
-        uint2  _S32 = uint2 {_S29.z, _S29.w};
-        float4  _S33 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S32), (_S31)));
-        (*sums_0)[0U][3U] = _S33;
-        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S30), ((*sums_0)[1U][3U])));
-        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S32), (_S34)));
-        (*sums_0)[1U][3U] = _S35;
+        uint4  _S30 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
+        uint2  _S31 = uint2 {_S30.x, _S30.y};
+        float4  _S32 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S31), ((*sums_0)[0U][3U])));
+        uint2  _S33 = uint2 {_S30.z, _S30.w};
+        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S33), (_S32)));
+        (*sums_0)[0U][3U] = _S34;
+        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S31), ((*sums_0)[1U][3U])));
+        float4  _S36 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S33), (_S35)));
+        (*sums_0)[1U][3U] = _S36;
     }
     return;
 }
@@ -172,28 +178,28 @@ struct Operands_0
 
 __device__ uint word_at_0(StructuredBuffer<uint> words_0, uint offset_0, uint half_0)
 {
-    uint _S36 = offset_0 + half_0 / 2U;
-    uint _S37;
+    uint _S37 = offset_0 + half_0 / 2U;
+    uint _S38;
     if((half_0 % 2U) == 0U)
     {
-        uint _S38 = __ldg((&(words_0)[_S36]));
-        _S37 = _S38;
+        uint _S39 = __ldg((&(words_0)[_S37]));
+        _S38 = _S39;
     }
     else
     {
-        uint _S39 = __ldg((&(words_0)[_S36]));
-        uint _S40 = _S39 >> int(16);
-        uint _S41 = __ldg((&(words_0)[_S36 + 1U]));
-        _S37 = _S40 | (_S41 << int(16));
+        uint _S40 = __ldg((&(words_0)[_S37]));
+        uint _S41 = _S40 >> int(16);
+        uint _S42 = __ldg((&(words_0)[_S37 + 1U]));
+        _S38 = _S41 | (_S42 << int(16));
     }
-    return _S37;
+    return _S38;
 }
 
 __device__ float4  fifth_bits_0(uint bits_0)
 {
-    uint4  _S42 = make_uint4 (bits_0 << int(4), bits_0 << int(3), bits_0 << int(2), bits_0 << int(1)) & make_uint4 (16U);
-    float4  _S43 = make_float4 ((float)_S42.x, (float)_S42.y, (float)_S42.z, (float)_S42.w);
-    return _S43;
+    uint4  _S43 = make_uint4 (bits_0 << int(4), bits_0 << int(3), bits_0 << int(2), bits_0 << int(1)) & make_uint4 (16U);
+    float4  _S44 = make_float4 ((float)_S43.x, (float)_S43.y, (float)_S43.z, (float)_S43.w);
+    return _S44;
 }
 
 __device__ float2  halves_0(uint word_0)
@@ -203,113 +209,113 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_1, uint offset_1, uint half_1)
 {
-    uint _S44 = __ldg((&(words_1)[offset_1 + half_1 / 2U]));
-    return halves_0(_S44 >> (half_1 % 2U * 16U)).x;
+    uint _S45 = __ldg((&(words_1)[offset_1 + half_1 / 2U]));
+    return halves_0(_S45 >> (half_1 % 2U * 16U)).x;
 }
 
 __device__ float4  nibbles_0(uint word_1)
 {
-    uint4  _S45 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
-    float4  _S46 = make_float4 ((float)_S45.x, (float)_S45.y, (float)_S45.z, (float)_S45.w);
-    return _S46;
+    uint4  _S46 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
+    float4  _S47 = make_float4 ((float)_S46.x, (float)_S46.y, (float)_S46.z, (float)_S46.w);
+    return _S47;
 }
 
 __device__ float4  Q5_0_four_0(StructuredBuffer<uint> words_2, uint offset_2, uint columns_0, uint row_0, uint column_2)
 {
-    uint _S47 = (row_0 * (columns_0 / 32U) + column_2 / 32U) * 11U;
-    uint _S48 = column_2 % 32U;
-    return make_float4 (half_at_0(words_2, offset_2, _S47)) * (nibbles_0((word_at_0(words_2, offset_2, _S47 + 3U + column_2 % 16U / 2U)) >> (_S48 / 16U * 4U)) + fifth_bits_0((word_at_0(words_2, offset_2, _S47 + 1U)) >> _S48) - make_float4 (16.0f));
+    uint _S48 = (row_0 * (columns_0 / 32U) + column_2 / 32U) * 11U;
+    uint _S49 = column_2 % 32U;
+    return make_float4 (half_at_0(words_2, offset_2, _S48)) * (nibbles_0((word_at_0(words_2, offset_2, _S48 + 3U + column_2 % 16U / 2U)) >> (_S49 / 16U * 4U)) + fifth_bits_0((word_at_0(words_2, offset_2, _S48 + 1U)) >> _S49) - make_float4 (16.0f));
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_1, uint row_1, uint column_3)
 {
-    uint4  _S49 = eight_halves_0(Q5_0_four_0(words_3, offset_3, columns_1, row_1, column_3), Q5_0_four_0(words_3, offset_3, columns_1, row_1, column_3 + 4U));
-    return _S49;
+    uint4  _S50 = eight_halves_0(Q5_0_four_0(words_3, offset_3, columns_1, row_1, column_3), Q5_0_four_0(words_3, offset_3, columns_1, row_1, column_3 + 4U));
+    return _S50;
 }
 
 __device__ Step_0 Operands_load_0(Operands_0 * this_0, uint column_4, uint row_2)
 {
     Step_0 step_1;
-    StructuredBuffer<uint> _S50 = this_0->weight_0;
-    uint _S51 = (&this_0->p_0)->weight_offset_0;
-    uint _S52 = (&this_0->p_0)->k_0;
-    uint _S53 = this_0->side_0;
-    uint _S54 = (&this_0->p_0)->n_0 - 1U;
-    uint4  _S55 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S54))), column_4);
-    (&step_1)->weights_0[0U] = _S55;
-    uint4  _S56 = Others_fetch_0(_S50, _S51, _S52, (U32_min((_S53 + 8U + row_2), (_S54))), column_4);
-    (&step_1)->weights_0[1U] = _S56;
-    uint4  _S57 = Others_fetch_0(_S50, _S51, _S52, (U32_min((_S53 + 16U + row_2), (_S54))), column_4);
-    (&step_1)->weights_0[2U] = _S57;
-    uint4  _S58 = Others_fetch_0(_S50, _S51, _S52, (U32_min((_S53 + 24U + row_2), (_S54))), column_4);
-    (&step_1)->weights_0[3U] = _S58;
-    int4  _S59 = make_int4 (int(0));
-    float4  _S60 = make_float4 ((float)_S59.x, (float)_S59.y, (float)_S59.z, (float)_S59.w);
-    (&step_1)->x_0[0U][int(0)] = _S60;
-    (&step_1)->x_0[0U][int(1)] = _S60;
-    uint _S61 = this_0->top_0;
-    uint _S62 = this_0->rows_1;
+    StructuredBuffer<uint> _S51 = this_0->weight_0;
+    uint _S52 = (&this_0->p_0)->weight_offset_0;
+    uint _S53 = (&this_0->p_0)->k_0;
+    uint _S54 = this_0->side_0;
+    uint _S55 = (&this_0->p_0)->n_0 - 1U;
+    uint4  _S56 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S55))), column_4);
+    (&step_1)->weights_0[0U] = _S56;
+    uint4  _S57 = Others_fetch_0(_S51, _S52, _S53, (U32_min((_S54 + 8U + row_2), (_S55))), column_4);
+    (&step_1)->weights_0[1U] = _S57;
+    uint4  _S58 = Others_fetch_0(_S51, _S52, _S53, (U32_min((_S54 + 16U + row_2), (_S55))), column_4);
+    (&step_1)->weights_0[2U] = _S58;
+    uint4  _S59 = Others_fetch_0(_S51, _S52, _S53, (U32_min((_S54 + 24U + row_2), (_S55))), column_4);
+    (&step_1)->weights_0[3U] = _S59;
+    int4  _S60 = make_int4 (int(0));
+    float4  _S61 = make_float4 ((float)_S60.x, (float)_S60.y, (float)_S60.z, (float)_S60.w);
+    (&step_1)->x_0[0U][int(0)] = _S61;
+    (&step_1)->x_0[0U][int(1)] = _S61;
+    uint _S62 = this_0->top_0;
+    uint _S63 = this_0->rows_1;
     if((this_0->top_0) < (this_0->rows_1))
     {
-        uint _S63 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S61 + row_2), (_S62 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S64 = this_0->x_4;
-        float4  _S65 = __ldg((&(this_0->x_4)[_S63]));
-        float4  _S66 = __ldg((&(_S64)[_S63 + 1U]));
-        (&step_1)->x_0[0U][int(0)] = _S65;
-        (&step_1)->x_0[0U][int(1)] = _S66;
+        uint _S64 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S62 + row_2), (_S63 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S65 = this_0->x_4;
+        float4  _S66 = __ldg((&(this_0->x_4)[_S64]));
+        float4  _S67 = __ldg((&(_S65)[_S64 + 1U]));
+        (&step_1)->x_0[0U][int(0)] = _S66;
+        (&step_1)->x_0[0U][int(1)] = _S67;
     }
-    (&step_1)->x_0[1U][int(0)] = _S60;
-    (&step_1)->x_0[1U][int(1)] = _S60;
-    uint _S67 = _S61 + 8U;
-    if(_S67 < _S62)
+    (&step_1)->x_0[1U][int(0)] = _S61;
+    (&step_1)->x_0[1U][int(1)] = _S61;
+    uint _S68 = _S62 + 8U;
+    if(_S68 < _S63)
     {
-        uint _S68 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S67 + row_2), (_S62 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S69 = this_0->x_4;
-        float4  _S70 = __ldg((&(this_0->x_4)[_S68]));
-        float4  _S71 = __ldg((&(_S69)[_S68 + 1U]));
-        (&step_1)->x_0[1U][int(0)] = _S70;
-        (&step_1)->x_0[1U][int(1)] = _S71;
+        uint _S69 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S68 + row_2), (_S63 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S70 = this_0->x_4;
+        float4  _S71 = __ldg((&(this_0->x_4)[_S69]));
+        float4  _S72 = __ldg((&(_S70)[_S69 + 1U]));
+        (&step_1)->x_0[1U][int(0)] = _S71;
+        (&step_1)->x_0[1U][int(1)] = _S72;
     }
-    (&step_1)->x_0[2U][int(0)] = _S60;
-    (&step_1)->x_0[2U][int(1)] = _S60;
-    uint _S72 = _S61 + 16U;
-    if(_S72 < _S62)
+    (&step_1)->x_0[2U][int(0)] = _S61;
+    (&step_1)->x_0[2U][int(1)] = _S61;
+    uint _S73 = _S62 + 16U;
+    if(_S73 < _S63)
     {
-        uint _S73 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S72 + row_2), (_S62 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S74 = this_0->x_4;
-        float4  _S75 = __ldg((&(this_0->x_4)[_S73]));
-        float4  _S76 = __ldg((&(_S74)[_S73 + 1U]));
-        (&step_1)->x_0[2U][int(0)] = _S75;
-        (&step_1)->x_0[2U][int(1)] = _S76;
+        uint _S74 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S73 + row_2), (_S63 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S75 = this_0->x_4;
+        float4  _S76 = __ldg((&(this_0->x_4)[_S74]));
+        float4  _S77 = __ldg((&(_S75)[_S74 + 1U]));
+        (&step_1)->x_0[2U][int(0)] = _S76;
+        (&step_1)->x_0[2U][int(1)] = _S77;
     }
-    (&step_1)->x_0[3U][int(0)] = _S60;
-    (&step_1)->x_0[3U][int(1)] = _S60;
-    uint _S77 = _S61 + 24U;
-    if(_S77 < _S62)
+    (&step_1)->x_0[3U][int(0)] = _S61;
+    (&step_1)->x_0[3U][int(1)] = _S61;
+    uint _S78 = _S62 + 24U;
+    if(_S78 < _S63)
     {
-        uint _S78 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S77 + row_2), (_S62 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S79 = this_0->x_4;
-        float4  _S80 = __ldg((&(this_0->x_4)[_S78]));
-        float4  _S81 = __ldg((&(_S79)[_S78 + 1U]));
-        (&step_1)->x_0[3U][int(0)] = _S80;
-        (&step_1)->x_0[3U][int(1)] = _S81;
+        uint _S79 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S78 + row_2), (_S63 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S80 = this_0->x_4;
+        float4  _S81 = __ldg((&(this_0->x_4)[_S79]));
+        float4  _S82 = __ldg((&(_S80)[_S79 + 1U]));
+        (&step_1)->x_0[3U][int(0)] = _S81;
+        (&step_1)->x_0[3U][int(1)] = _S82;
     }
     return step_1;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_0, uint rows_2)
 {
-    uint _S82;
+    uint _S83;
     if(offset_4 == 4294967295U)
     {
-        _S82 = rows_2;
+        _S83 = rows_2;
     }
     else
     {
-        uint _S83 = __ldg((&(batch_0)[offset_4]));
-        _S82 = (U32_min(((U32_max((_S83), (first_0))) - first_0), (rows_2)));
+        uint _S84 = __ldg((&(batch_0)[offset_4]));
+        _S83 = (U32_min(((U32_max((_S84), (first_0))) - first_0), (rows_2)));
     }
-    return _S82;
+    return _S83;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -321,130 +327,130 @@ __device__ __shared__ FixedArray<float, 8448>  partial_0;
 
 __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S84 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S85 = (p_1->rows_0 + 32U - 1U) / 32U;
-    uint _S86 = group_number_0(group_1) * 2U + group_1.z;
-    uint _S87 = thread_0 % 32U;
-    uint _S88 = thread_0 / 32U;
-    uint _S89 = _S88 % 2U;
-    uint _S90 = _S86 / _S85;
-    uint _S91 = _S90 * 128U;
+    uint _S85 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S86 = (p_1->rows_0 + 32U - 1U) / 32U;
+    uint _S87 = group_number_0(group_1) * 2U + group_1.z;
+    uint _S88 = thread_0 % 32U;
+    uint _S89 = thread_0 / 32U;
+    uint _S90 = _S89 % 2U;
+    uint _S91 = _S87 / _S86;
+    uint _S92 = _S91 * 128U;
     Operands_0 operands_0;
     (&operands_0)->x_4 = x_5;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    uint _S92 = _S86 % _S85;
-    (&operands_0)->top_0 = _S92 * 32U;
-    (&operands_0)->side_0 = _S91 + _S88 / 2U * 32U;
-    (&operands_0)->rows_1 = _S84;
-    uint _S93 = p_1->n_0;
-    bool _S94;
-    if(_S91 >= (p_1->n_0))
+    uint _S93 = _S87 % _S86;
+    (&operands_0)->top_0 = _S93 * 32U;
+    (&operands_0)->side_0 = _S92 + _S89 / 2U * 32U;
+    (&operands_0)->rows_1 = _S85;
+    uint _S94 = p_1->n_0;
+    bool _S95;
+    if(_S92 >= (p_1->n_0))
     {
-        _S94 = true;
+        _S95 = true;
     }
     else
     {
-        _S94 = ((&operands_0)->top_0) >= _S84;
+        _S95 = ((&operands_0)->top_0) >= _S85;
     }
-    if(_S94)
+    if(_S95)
     {
         return;
     }
     FixedArray<FixedArray<float4 , 4> , 2>  sums_1;
-    int4  _S95 = make_int4 (int(0));
-    float4  _S96 = make_float4 ((float)_S95.x, (float)_S95.y, (float)_S95.z, (float)_S95.w);
-    sums_1[0U][0U] = _S96;
-    sums_1[0U][1U] = _S96;
-    sums_1[0U][2U] = _S96;
-    sums_1[0U][3U] = _S96;
-    sums_1[1U][0U] = _S96;
-    sums_1[1U][1U] = _S96;
-    sums_1[1U][2U] = _S96;
-    sums_1[1U][3U] = _S96;
-    uint _S97 = (_S84 - (&operands_0)->top_0 + 7U) / 8U;
-    uint _S98 = _S87 / 4U;
-    uint _S99 = _S87 % 4U;
-    uint _S100 = _S99 * 8U;
-    uint _S101 = _S89 * 32U;
-    uint column_5 = _S101 + _S100;
-    uint _S102 = p_1->k_0;
+    int4  _S96 = make_int4 (int(0));
+    float4  _S97 = make_float4 ((float)_S96.x, (float)_S96.y, (float)_S96.z, (float)_S96.w);
+    sums_1[0U][0U] = _S97;
+    sums_1[0U][1U] = _S97;
+    sums_1[0U][2U] = _S97;
+    sums_1[0U][3U] = _S97;
+    sums_1[1U][0U] = _S97;
+    sums_1[1U][1U] = _S97;
+    sums_1[1U][2U] = _S97;
+    sums_1[1U][3U] = _S97;
+    uint _S98 = (_S85 - (&operands_0)->top_0 + 7U) / 8U;
+    uint _S99 = _S88 / 4U;
+    uint _S100 = _S88 % 4U;
+    uint _S101 = _S100 * 8U;
+    uint _S102 = _S90 * 32U;
+    uint column_5 = _S102 + _S101;
+    uint _S103 = p_1->k_0;
     uint e_0;
-    if(_S101 < (p_1->k_0))
+    if(_S102 < (p_1->k_0))
     {
-        Operands_0 _S103 = operands_0;
-        Step_0 _S104 = Operands_load_0(&_S103, column_5, _S98);
-        e_0 = _S101;
-        Step_0 step_2 = _S104;
+        Operands_0 _S104 = operands_0;
+        Step_0 _S105 = Operands_load_0(&_S104, column_5, _S99);
+        e_0 = _S102;
+        Step_0 step_2 = _S105;
         uint column_6 = column_5;
         for(;;)
         {
-            if(e_0 < _S102)
+            if(e_0 < _S103)
             {
             }
             else
             {
                 break;
             }
-            uint _S105 = e_0 + 64U;
-            uint _S106 = (U32_min((_S105), ((_S102 / 32U - 1U) * 32U))) + _S100;
-            Operands_0 _S107 = operands_0;
-            Step_0 _S108 = Operands_load_0(&_S107, _S106, _S98);
-            Step_0 _S109 = step_2;
-            multiply_0(&sums_1, &_S109, column_6, _S97);
-            e_0 = _S105;
-            step_2 = _S108;
-            column_6 = _S106;
+            uint _S106 = e_0 + 64U;
+            uint _S107 = (U32_min((_S106), ((_S103 / 32U - 1U) * 32U))) + _S101;
+            Operands_0 _S108 = operands_0;
+            Step_0 _S109 = Operands_load_0(&_S108, _S107, _S99);
+            Step_0 _S110 = step_2;
+            multiply_0(&sums_1, &_S110, column_6, _S98);
+            e_0 = _S106;
+            step_2 = _S109;
+            column_6 = _S107;
         }
     }
-    uint _S110 = _S99 * 2U;
-    uint _S111 = _S88 * 32U;
-    uint _S112 = (_S111 + _S110) * 33U;
-    (*&partial_0)[_S112 + _S98] = *&((&sums_1[0U][0U])->x);
-    uint _S113 = (_S111 + (_S110 + 1U)) * 33U;
-    (*&partial_0)[_S113 + _S98] = *&((&sums_1[0U][0U])->y);
-    uint _S114 = _S98 + 8U;
-    (*&partial_0)[_S112 + _S114] = *&((&sums_1[0U][0U])->z);
-    (*&partial_0)[_S113 + _S114] = *&((&sums_1[0U][0U])->w);
-    uint _S115 = 8U + _S110;
-    uint _S116 = (_S111 + _S115) * 33U;
-    (*&partial_0)[_S116 + _S98] = *&((&sums_1[0U][1U])->x);
-    uint _S117 = (_S111 + (_S115 + 1U)) * 33U;
-    (*&partial_0)[_S117 + _S98] = *&((&sums_1[0U][1U])->y);
-    (*&partial_0)[_S116 + _S114] = *&((&sums_1[0U][1U])->z);
-    (*&partial_0)[_S117 + _S114] = *&((&sums_1[0U][1U])->w);
-    uint _S118 = 16U + _S110;
-    uint _S119 = (_S111 + _S118) * 33U;
-    (*&partial_0)[_S119 + _S98] = *&((&sums_1[0U][2U])->x);
-    uint _S120 = (_S111 + (_S118 + 1U)) * 33U;
-    (*&partial_0)[_S120 + _S98] = *&((&sums_1[0U][2U])->y);
-    (*&partial_0)[_S119 + _S114] = *&((&sums_1[0U][2U])->z);
-    (*&partial_0)[_S120 + _S114] = *&((&sums_1[0U][2U])->w);
-    uint _S121 = 24U + _S110;
-    uint _S122 = (_S111 + _S121) * 33U;
-    (*&partial_0)[_S122 + _S98] = *&((&sums_1[0U][3U])->x);
-    uint _S123 = (_S111 + (_S121 + 1U)) * 33U;
-    (*&partial_0)[_S123 + _S98] = *&((&sums_1[0U][3U])->y);
-    (*&partial_0)[_S122 + _S114] = *&((&sums_1[0U][3U])->z);
-    (*&partial_0)[_S123 + _S114] = *&((&sums_1[0U][3U])->w);
-    uint _S124 = 16U + _S98;
-    (*&partial_0)[_S112 + _S124] = *&((&sums_1[1U][0U])->x);
-    (*&partial_0)[_S113 + _S124] = *&((&sums_1[1U][0U])->y);
-    uint _S125 = _S124 + 8U;
-    (*&partial_0)[_S112 + _S125] = *&((&sums_1[1U][0U])->z);
-    (*&partial_0)[_S113 + _S125] = *&((&sums_1[1U][0U])->w);
-    (*&partial_0)[_S116 + _S124] = *&((&sums_1[1U][1U])->x);
-    (*&partial_0)[_S117 + _S124] = *&((&sums_1[1U][1U])->y);
-    (*&partial_0)[_S116 + _S125] = *&((&sums_1[1U][1U])->z);
-    (*&partial_0)[_S117 + _S125] = *&((&sums_1[1U][1U])->w);
-    (*&partial_0)[_S119 + _S124] = *&((&sums_1[1U][2U])->x);
-    (*&partial_0)[_S120 + _S124] = *&((&sums_1[1U][2U])->y);
-    (*&partial_0)[_S119 + _S125] = *&((&sums_1[1U][2U])->z);
-    (*&partial_0)[_S120 + _S125] = *&((&sums_1[1U][2U])->w);
-    (*&partial_0)[_S122 + _S124] = *&((&sums_1[1U][3U])->x);
-    (*&partial_0)[_S123 + _S124] = *&((&sums_1[1U][3U])->y);
-    (*&partial_0)[_S122 + _S125] = *&((&sums_1[1U][3U])->z);
-    (*&partial_0)[_S123 + _S125] = *&((&sums_1[1U][3U])->w);
+    uint _S111 = _S100 * 2U;
+    uint _S112 = _S89 * 32U;
+    uint _S113 = (_S112 + _S111) * 33U;
+    (*&partial_0)[_S113 + _S99] = *&((&sums_1[0U][0U])->x);
+    uint _S114 = (_S112 + (_S111 + 1U)) * 33U;
+    (*&partial_0)[_S114 + _S99] = *&((&sums_1[0U][0U])->y);
+    uint _S115 = _S99 + 8U;
+    (*&partial_0)[_S113 + _S115] = *&((&sums_1[0U][0U])->z);
+    (*&partial_0)[_S114 + _S115] = *&((&sums_1[0U][0U])->w);
+    uint _S116 = 8U + _S111;
+    uint _S117 = (_S112 + _S116) * 33U;
+    (*&partial_0)[_S117 + _S99] = *&((&sums_1[0U][1U])->x);
+    uint _S118 = (_S112 + (_S116 + 1U)) * 33U;
+    (*&partial_0)[_S118 + _S99] = *&((&sums_1[0U][1U])->y);
+    (*&partial_0)[_S117 + _S115] = *&((&sums_1[0U][1U])->z);
+    (*&partial_0)[_S118 + _S115] = *&((&sums_1[0U][1U])->w);
+    uint _S119 = 16U + _S111;
+    uint _S120 = (_S112 + _S119) * 33U;
+    (*&partial_0)[_S120 + _S99] = *&((&sums_1[0U][2U])->x);
+    uint _S121 = (_S112 + (_S119 + 1U)) * 33U;
+    (*&partial_0)[_S121 + _S99] = *&((&sums_1[0U][2U])->y);
+    (*&partial_0)[_S120 + _S115] = *&((&sums_1[0U][2U])->z);
+    (*&partial_0)[_S121 + _S115] = *&((&sums_1[0U][2U])->w);
+    uint _S122 = 24U + _S111;
+    uint _S123 = (_S112 + _S122) * 33U;
+    (*&partial_0)[_S123 + _S99] = *&((&sums_1[0U][3U])->x);
+    uint _S124 = (_S112 + (_S122 + 1U)) * 33U;
+    (*&partial_0)[_S124 + _S99] = *&((&sums_1[0U][3U])->y);
+    (*&partial_0)[_S123 + _S115] = *&((&sums_1[0U][3U])->z);
+    (*&partial_0)[_S124 + _S115] = *&((&sums_1[0U][3U])->w);
+    uint _S125 = 16U + _S99;
+    (*&partial_0)[_S113 + _S125] = *&((&sums_1[1U][0U])->x);
+    (*&partial_0)[_S114 + _S125] = *&((&sums_1[1U][0U])->y);
+    uint _S126 = _S125 + 8U;
+    (*&partial_0)[_S113 + _S126] = *&((&sums_1[1U][0U])->z);
+    (*&partial_0)[_S114 + _S126] = *&((&sums_1[1U][0U])->w);
+    (*&partial_0)[_S117 + _S125] = *&((&sums_1[1U][1U])->x);
+    (*&partial_0)[_S118 + _S125] = *&((&sums_1[1U][1U])->y);
+    (*&partial_0)[_S117 + _S126] = *&((&sums_1[1U][1U])->z);
+    (*&partial_0)[_S118 + _S126] = *&((&sums_1[1U][1U])->w);
+    (*&partial_0)[_S120 + _S125] = *&((&sums_1[1U][2U])->x);
+    (*&partial_0)[_S121 + _S125] = *&((&sums_1[1U][2U])->y);
+    (*&partial_0)[_S120 + _S126] = *&((&sums_1[1U][2U])->z);
+    (*&partial_0)[_S121 + _S126] = *&((&sums_1[1U][2U])->w);
+    (*&partial_0)[_S123 + _S125] = *&((&sums_1[1U][3U])->x);
+    (*&partial_0)[_S124 + _S125] = *&((&sums_1[1U][3U])->y);
+    (*&partial_0)[_S123 + _S126] = *&((&sums_1[1U][3U])->z);
+    (*&partial_0)[_S124 + _S126] = *&((&sums_1[1U][3U])->w);
     __syncthreads();
     e_0 = thread_0;
     for(;;)
@@ -456,35 +462,35 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
         {
             break;
         }
-        uint _S126 = e_0 / 128U;
-        uint _S127 = e_0 % 128U;
-        if(((&operands_0)->top_0 + _S126) >= _S84)
+        uint _S127 = e_0 / 128U;
+        uint _S128 = e_0 % 128U;
+        if(((&operands_0)->top_0 + _S127) >= _S85)
         {
-            _S94 = true;
+            _S95 = true;
         }
         else
         {
-            _S94 = (_S91 + _S127) >= _S93;
+            _S95 = (_S92 + _S128) >= _S94;
         }
-        if(_S94)
+        if(_S95)
         {
             e_0 = e_0 + 256U;
             continue;
         }
-        uint _S128 = _S127 % 32U;
-        float sum_0 = (*&partial_0)[(_S127 / 32U * 2U * 32U + _S126) * 33U + _S128] + (*&partial_0)[((_S127 / 32U * 2U + 1U) * 32U + _S126) * 33U + _S128];
-        uint _S129 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S126) * p_1->out_stride_0 + _S91 + _S127;
-        float * _S130 = (&(result_2)[_S129]);
-        float _S131;
+        uint _S129 = _S128 % 32U;
+        float sum_0 = (*&partial_0)[(_S128 / 32U * 2U * 32U + _S127) * 33U + _S129] + (*&partial_0)[((_S128 / 32U * 2U + 1U) * 32U + _S127) * 33U + _S129];
+        uint _S130 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S127) * p_1->out_stride_0 + _S92 + _S128;
+        float * _S131 = (&(result_2)[_S130]);
+        float _S132;
         if((p_1->accumulate_0) != 0U)
         {
-            _S131 = *(&(result_2)[_S129]) + sum_0 / 0.0625f;
+            _S132 = *(&(result_2)[_S130]) + sum_0 / 0.0625f;
         }
         else
         {
-            _S131 = sum_0 / 0.0625f;
+            _S132 = sum_0 / 0.0625f;
         }
-        *_S130 = _S131;
+        *_S131 = _S132;
         e_0 = e_0 + 256U;
     }
     return;
@@ -492,8 +498,8 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
 
 extern "C" __global__ void gemm_few4_q5_0(StructuredBuffer<float4 > x_6, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S132 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S133 = p_2;
-    gemm_0(blockIdx, _S132, x_6, weight_2, result_3, batch_2, &_S133);
+    uint _S133 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S134 = p_2;
+    gemm_0(blockIdx, _S133, x_6, weight_2, result_3, batch_2, &_S134);
     return;
 }

@@ -70,21 +70,27 @@ __device__ float4  clamp_0(float4  x_3, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_3, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Step_0 * step_0, uint column_1, uint downs_0)
@@ -96,51 +102,51 @@ __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Ste
     left_0[1U][int(1)] = Others_decode_0(step_0->weights_0[3U], column_1);
     if(0U < downs_0)
     {
-        uint4  _S8 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
-        uint2  _S9 = uint2 {_S8.x, _S8.y};
-        float4  _S10 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S9), ((*sums_0)[0U][0U])));
-        uint2  _S11 = uint2 {_S8.z, _S8.w};
-        float4  _S12 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S11), (_S10)));
-        (*sums_0)[0U][0U] = _S12;
-        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S9), ((*sums_0)[1U][0U])));
-        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S11), (_S13)));
-        (*sums_0)[1U][0U] = _S14;
+        uint4  _S9 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
+        uint2  _S10 = uint2 {_S9.x, _S9.y};
+        float4  _S11 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S10), ((*sums_0)[0U][0U])));
+        uint2  _S12 = uint2 {_S9.z, _S9.w};
+        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S12), (_S11)));
+        (*sums_0)[0U][0U] = _S13;
+        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S10), ((*sums_0)[1U][0U])));
+        float4  _S15 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S12), (_S14)));
+        (*sums_0)[1U][0U] = _S15;
     }
     if(1U < downs_0)
     {
-        uint4  _S15 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
-        uint2  _S16 = uint2 {_S15.x, _S15.y};
-        float4  _S17 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S16), ((*sums_0)[0U][1U])));
-        uint2  _S18 = uint2 {_S15.z, _S15.w};
-        float4  _S19 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S18), (_S17)));
-        (*sums_0)[0U][1U] = _S19;
-        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S16), ((*sums_0)[1U][1U])));
-        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S18), (_S20)));
-        (*sums_0)[1U][1U] = _S21;
+        uint4  _S16 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
+        uint2  _S17 = uint2 {_S16.x, _S16.y};
+        float4  _S18 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S17), ((*sums_0)[0U][1U])));
+        uint2  _S19 = uint2 {_S16.z, _S16.w};
+        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S19), (_S18)));
+        (*sums_0)[0U][1U] = _S20;
+        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S17), ((*sums_0)[1U][1U])));
+        float4  _S22 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S19), (_S21)));
+        (*sums_0)[1U][1U] = _S22;
     }
     if(2U < downs_0)
     {
-        uint4  _S22 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
-        uint2  _S23 = uint2 {_S22.x, _S22.y};
-        float4  _S24 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S23), ((*sums_0)[0U][2U])));
-        uint2  _S25 = uint2 {_S22.z, _S22.w};
-        float4  _S26 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S25), (_S24)));
-        (*sums_0)[0U][2U] = _S26;
-        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S23), ((*sums_0)[1U][2U])));
-        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S25), (_S27)));
-        (*sums_0)[1U][2U] = _S28;
+        uint4  _S23 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
+        uint2  _S24 = uint2 {_S23.x, _S23.y};
+        float4  _S25 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S24), ((*sums_0)[0U][2U])));
+        uint2  _S26 = uint2 {_S23.z, _S23.w};
+        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S26), (_S25)));
+        (*sums_0)[0U][2U] = _S27;
+        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S24), ((*sums_0)[1U][2U])));
+        float4  _S29 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S26), (_S28)));
+        (*sums_0)[1U][2U] = _S29;
     }
     if(3U < downs_0)
     {
-        uint4  _S29 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
-        uint2  _S30 = uint2 {_S29.x, _S29.y};
-        float4  _S31 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S30), ((*sums_0)[0U][3U])));
-        uint2  _S32 = uint2 {_S29.z, _S29.w};
-        float4  _S33 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S32), (_S31)));
-        (*sums_0)[0U][3U] = _S33;
-        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S30), ((*sums_0)[1U][3U])));
-        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S32), (_S34)));
-        (*sums_0)[1U][3U] = _S35;
+        uint4  _S30 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
+        uint2  _S31 = uint2 {_S30.x, _S30.y};
+        float4  _S32 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S31), ((*sums_0)[0U][3U])));
+        uint2  _S33 = uint2 {_S30.z, _S30.w};
+        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S33), (_S32)));
+        (*sums_0)[0U][3U] = _S34;
+        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S31), ((*sums_0)[1U][3U])));
+        float4  _S36 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S33), (_S35)));
+        (*sums_0)[1U][3U] = _S36;
     }
     return;
 }
@@ -177,26 +183,26 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ uint2  scales_of_quarter_0(uint3  packed_0, uint quarter_0)
 {
-    uint _S36 = quarter_0 % 2U * 16U;
-    uint2  _S37 = uint2 {packed_0.x, packed_0.y} >> make_uint2 (_S36);
-    uint _S38 = (packed_0.z) >> _S36;
-    uint2  _S39;
+    uint _S37 = quarter_0 % 2U * 16U;
+    uint2  _S38 = uint2 {packed_0.x, packed_0.y} >> make_uint2 (_S37);
+    uint _S39 = (packed_0.z) >> _S37;
+    uint2  _S40;
     if(quarter_0 < 2U)
     {
-        _S39 = _S37 & make_uint2 (16191U);
+        _S40 = _S38 & make_uint2 (16191U);
     }
     else
     {
-        _S39 = (make_uint2 (_S38, _S38 >> int(4)) & make_uint2 (3855U)) | ((_S37 >> make_uint2 (int(2))) & make_uint2 (12336U));
+        _S40 = (make_uint2 (_S39, _S39 >> int(4)) & make_uint2 (3855U)) | ((_S38 >> make_uint2 (int(2))) & make_uint2 (12336U));
     }
-    return _S39;
+    return _S40;
 }
 
 __device__ float4  unsigned_bytes_0(uint word_1)
 {
-    uint4  _S40 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
-    float4  _S41 = make_float4 ((float)_S40.x, (float)_S40.y, (float)_S40.z, (float)_S40.w);
-    return _S41;
+    uint4  _S41 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
+    float4  _S42 = make_float4 ((float)_S41.x, (float)_S41.y, (float)_S41.z, (float)_S41.w);
+    return _S42;
 }
 
 __device__ float4  fives_0(uint low_0, uint fifths_0)
@@ -206,114 +212,114 @@ __device__ float4  fives_0(uint low_0, uint fifths_0)
 
 __device__ float4  FourOrFive_four_0(StructuredBuffer<uint> words_0, uint offset_0, uint columns_0, uint row_0, uint column_2)
 {
-    uint _S42 = offset_0 + (row_0 * (columns_0 / 256U) + column_2 / 256U) * 44U;
-    uint _S43 = column_2 % 256U / 32U;
-    uint _S44 = __ldg((&(words_0)[_S42 + 1U]));
-    uint _S45 = __ldg((&(words_0)[_S42 + 2U]));
-    uint _S46 = __ldg((&(words_0)[_S42 + 3U]));
-    uint3  _S47 = make_uint3 (_S44, _S45, _S46);
-    uint _S48 = __ldg((&(words_0)[_S42]));
-    uint _S49 = _S43 % 2U;
-    uint2  _S50 = ((scales_of_quarter_0(_S47, _S43 / 2U)) >> make_uint2 (_S49 * 8U)) & make_uint2 (255U);
-    float2  _S51 = make_float2 ((float)_S50.x, (float)_S50.y);
-    float2  _S52 = halves_0(_S48) * _S51;
-    uint _S53 = _S42 + 4U;
-    uint _S54 = column_2 % 32U;
-    uint _S55 = __ldg((&(words_0)[_S53 + 8U + _S43 / 2U * 8U + _S54 / 4U]));
-    uint _S56 = _S55 >> (_S49 * 4U);
-    uint _S57 = __ldg((&(words_0)[_S53 + _S54 / 4U]));
-    return make_float4 (_S52.x) * fives_0(_S56, _S57 >> _S43) - make_float4 (_S52.y);
+    uint _S43 = offset_0 + (row_0 * (columns_0 / 256U) + column_2 / 256U) * 44U;
+    uint _S44 = column_2 % 256U / 32U;
+    uint _S45 = __ldg((&(words_0)[_S43 + 1U]));
+    uint _S46 = __ldg((&(words_0)[_S43 + 2U]));
+    uint _S47 = __ldg((&(words_0)[_S43 + 3U]));
+    uint3  _S48 = make_uint3 (_S45, _S46, _S47);
+    uint _S49 = __ldg((&(words_0)[_S43]));
+    uint _S50 = _S44 % 2U;
+    uint2  _S51 = ((scales_of_quarter_0(_S48, _S44 / 2U)) >> make_uint2 (_S50 * 8U)) & make_uint2 (255U);
+    float2  _S52 = make_float2 ((float)_S51.x, (float)_S51.y);
+    float2  _S53 = halves_0(_S49) * _S52;
+    uint _S54 = _S43 + 4U;
+    uint _S55 = column_2 % 32U;
+    uint _S56 = __ldg((&(words_0)[_S54 + 8U + _S44 / 2U * 8U + _S55 / 4U]));
+    uint _S57 = _S56 >> (_S50 * 4U);
+    uint _S58 = __ldg((&(words_0)[_S54 + _S55 / 4U]));
+    return make_float4 (_S53.x) * fives_0(_S57, _S58 >> _S44) - make_float4 (_S53.y);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_1, uint column_3)
 {
-    uint4  _S58 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_3), FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_3 + 4U));
-    return _S58;
+    uint4  _S59 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_3), FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_3 + 4U));
+    return _S59;
 }
 
 __device__ Step_0 Operands_load_0(Operands_0 * this_0, uint column_4, uint row_2)
 {
     Step_0 step_1;
-    StructuredBuffer<uint> _S59 = this_0->weight_0;
-    uint _S60 = (&this_0->p_0)->weight_offset_0;
-    uint _S61 = (&this_0->p_0)->k_0;
-    uint _S62 = this_0->side_0;
-    uint _S63 = (&this_0->p_0)->n_0 - 1U;
-    uint4  _S64 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S63))), column_4);
-    (&step_1)->weights_0[0U] = _S64;
-    uint4  _S65 = Others_fetch_0(_S59, _S60, _S61, (U32_min((_S62 + 8U + row_2), (_S63))), column_4);
-    (&step_1)->weights_0[1U] = _S65;
-    uint4  _S66 = Others_fetch_0(_S59, _S60, _S61, (U32_min((_S62 + 16U + row_2), (_S63))), column_4);
-    (&step_1)->weights_0[2U] = _S66;
-    uint4  _S67 = Others_fetch_0(_S59, _S60, _S61, (U32_min((_S62 + 24U + row_2), (_S63))), column_4);
-    (&step_1)->weights_0[3U] = _S67;
-    int4  _S68 = make_int4 (int(0));
-    float4  _S69 = make_float4 ((float)_S68.x, (float)_S68.y, (float)_S68.z, (float)_S68.w);
-    (&step_1)->x_0[0U][int(0)] = _S69;
-    (&step_1)->x_0[0U][int(1)] = _S69;
-    uint _S70 = this_0->top_0;
-    uint _S71 = this_0->rows_1;
+    StructuredBuffer<uint> _S60 = this_0->weight_0;
+    uint _S61 = (&this_0->p_0)->weight_offset_0;
+    uint _S62 = (&this_0->p_0)->k_0;
+    uint _S63 = this_0->side_0;
+    uint _S64 = (&this_0->p_0)->n_0 - 1U;
+    uint4  _S65 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S64))), column_4);
+    (&step_1)->weights_0[0U] = _S65;
+    uint4  _S66 = Others_fetch_0(_S60, _S61, _S62, (U32_min((_S63 + 8U + row_2), (_S64))), column_4);
+    (&step_1)->weights_0[1U] = _S66;
+    uint4  _S67 = Others_fetch_0(_S60, _S61, _S62, (U32_min((_S63 + 16U + row_2), (_S64))), column_4);
+    (&step_1)->weights_0[2U] = _S67;
+    uint4  _S68 = Others_fetch_0(_S60, _S61, _S62, (U32_min((_S63 + 24U + row_2), (_S64))), column_4);
+    (&step_1)->weights_0[3U] = _S68;
+    int4  _S69 = make_int4 (int(0));
+    float4  _S70 = make_float4 ((float)_S69.x, (float)_S69.y, (float)_S69.z, (float)_S69.w);
+    (&step_1)->x_0[0U][int(0)] = _S70;
+    (&step_1)->x_0[0U][int(1)] = _S70;
+    uint _S71 = this_0->top_0;
+    uint _S72 = this_0->rows_1;
     if((this_0->top_0) < (this_0->rows_1))
     {
-        uint _S72 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S70 + row_2), (_S71 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S73 = this_0->x_4;
-        float4  _S74 = __ldg((&(this_0->x_4)[_S72]));
-        float4  _S75 = __ldg((&(_S73)[_S72 + 1U]));
-        (&step_1)->x_0[0U][int(0)] = _S74;
-        (&step_1)->x_0[0U][int(1)] = _S75;
+        uint _S73 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S71 + row_2), (_S72 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S74 = this_0->x_4;
+        float4  _S75 = __ldg((&(this_0->x_4)[_S73]));
+        float4  _S76 = __ldg((&(_S74)[_S73 + 1U]));
+        (&step_1)->x_0[0U][int(0)] = _S75;
+        (&step_1)->x_0[0U][int(1)] = _S76;
     }
-    (&step_1)->x_0[1U][int(0)] = _S69;
-    (&step_1)->x_0[1U][int(1)] = _S69;
-    uint _S76 = _S70 + 8U;
-    if(_S76 < _S71)
+    (&step_1)->x_0[1U][int(0)] = _S70;
+    (&step_1)->x_0[1U][int(1)] = _S70;
+    uint _S77 = _S71 + 8U;
+    if(_S77 < _S72)
     {
-        uint _S77 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S76 + row_2), (_S71 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S78 = this_0->x_4;
-        float4  _S79 = __ldg((&(this_0->x_4)[_S77]));
-        float4  _S80 = __ldg((&(_S78)[_S77 + 1U]));
-        (&step_1)->x_0[1U][int(0)] = _S79;
-        (&step_1)->x_0[1U][int(1)] = _S80;
+        uint _S78 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S77 + row_2), (_S72 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S79 = this_0->x_4;
+        float4  _S80 = __ldg((&(this_0->x_4)[_S78]));
+        float4  _S81 = __ldg((&(_S79)[_S78 + 1U]));
+        (&step_1)->x_0[1U][int(0)] = _S80;
+        (&step_1)->x_0[1U][int(1)] = _S81;
     }
-    (&step_1)->x_0[2U][int(0)] = _S69;
-    (&step_1)->x_0[2U][int(1)] = _S69;
-    uint _S81 = _S70 + 16U;
-    if(_S81 < _S71)
+    (&step_1)->x_0[2U][int(0)] = _S70;
+    (&step_1)->x_0[2U][int(1)] = _S70;
+    uint _S82 = _S71 + 16U;
+    if(_S82 < _S72)
     {
-        uint _S82 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S81 + row_2), (_S71 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S83 = this_0->x_4;
-        float4  _S84 = __ldg((&(this_0->x_4)[_S82]));
-        float4  _S85 = __ldg((&(_S83)[_S82 + 1U]));
-        (&step_1)->x_0[2U][int(0)] = _S84;
-        (&step_1)->x_0[2U][int(1)] = _S85;
+        uint _S83 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S82 + row_2), (_S72 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S84 = this_0->x_4;
+        float4  _S85 = __ldg((&(this_0->x_4)[_S83]));
+        float4  _S86 = __ldg((&(_S84)[_S83 + 1U]));
+        (&step_1)->x_0[2U][int(0)] = _S85;
+        (&step_1)->x_0[2U][int(1)] = _S86;
     }
-    (&step_1)->x_0[3U][int(0)] = _S69;
-    (&step_1)->x_0[3U][int(1)] = _S69;
-    uint _S86 = _S70 + 24U;
-    if(_S86 < _S71)
+    (&step_1)->x_0[3U][int(0)] = _S70;
+    (&step_1)->x_0[3U][int(1)] = _S70;
+    uint _S87 = _S71 + 24U;
+    if(_S87 < _S72)
     {
-        uint _S87 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S86 + row_2), (_S71 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S88 = this_0->x_4;
-        float4  _S89 = __ldg((&(this_0->x_4)[_S87]));
-        float4  _S90 = __ldg((&(_S88)[_S87 + 1U]));
-        (&step_1)->x_0[3U][int(0)] = _S89;
-        (&step_1)->x_0[3U][int(1)] = _S90;
+        uint _S88 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S87 + row_2), (_S72 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S89 = this_0->x_4;
+        float4  _S90 = __ldg((&(this_0->x_4)[_S88]));
+        float4  _S91 = __ldg((&(_S89)[_S88 + 1U]));
+        (&step_1)->x_0[3U][int(0)] = _S90;
+        (&step_1)->x_0[3U][int(1)] = _S91;
     }
     return step_1;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_2)
 {
-    uint _S91;
+    uint _S92;
     if(offset_2 == 4294967295U)
     {
-        _S91 = rows_2;
+        _S92 = rows_2;
     }
     else
     {
-        uint _S92 = __ldg((&(batch_0)[offset_2]));
-        _S91 = (U32_min(((U32_max((_S92), (first_0))) - first_0), (rows_2)));
+        uint _S93 = __ldg((&(batch_0)[offset_2]));
+        _S92 = (U32_min(((U32_max((_S93), (first_0))) - first_0), (rows_2)));
     }
-    return _S91;
+    return _S92;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -325,130 +331,130 @@ __device__ __shared__ FixedArray<float, 8448>  partial_0;
 
 __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S93 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S94 = (p_1->rows_0 + 32U - 1U) / 32U;
-    uint _S95 = group_number_0(group_1) * 2U + group_1.z;
-    uint _S96 = thread_0 % 32U;
-    uint _S97 = thread_0 / 32U;
-    uint _S98 = _S97 % 2U;
-    uint _S99 = _S95 / _S94;
-    uint _S100 = _S99 * 128U;
+    uint _S94 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S95 = (p_1->rows_0 + 32U - 1U) / 32U;
+    uint _S96 = group_number_0(group_1) * 2U + group_1.z;
+    uint _S97 = thread_0 % 32U;
+    uint _S98 = thread_0 / 32U;
+    uint _S99 = _S98 % 2U;
+    uint _S100 = _S96 / _S95;
+    uint _S101 = _S100 * 128U;
     Operands_0 operands_0;
     (&operands_0)->x_4 = x_5;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    uint _S101 = _S95 % _S94;
-    (&operands_0)->top_0 = _S101 * 32U;
-    (&operands_0)->side_0 = _S100 + _S97 / 2U * 32U;
-    (&operands_0)->rows_1 = _S93;
-    uint _S102 = p_1->n_0;
-    bool _S103;
-    if(_S100 >= (p_1->n_0))
+    uint _S102 = _S96 % _S95;
+    (&operands_0)->top_0 = _S102 * 32U;
+    (&operands_0)->side_0 = _S101 + _S98 / 2U * 32U;
+    (&operands_0)->rows_1 = _S94;
+    uint _S103 = p_1->n_0;
+    bool _S104;
+    if(_S101 >= (p_1->n_0))
     {
-        _S103 = true;
+        _S104 = true;
     }
     else
     {
-        _S103 = ((&operands_0)->top_0) >= _S93;
+        _S104 = ((&operands_0)->top_0) >= _S94;
     }
-    if(_S103)
+    if(_S104)
     {
         return;
     }
     FixedArray<FixedArray<float4 , 4> , 2>  sums_1;
-    int4  _S104 = make_int4 (int(0));
-    float4  _S105 = make_float4 ((float)_S104.x, (float)_S104.y, (float)_S104.z, (float)_S104.w);
-    sums_1[0U][0U] = _S105;
-    sums_1[0U][1U] = _S105;
-    sums_1[0U][2U] = _S105;
-    sums_1[0U][3U] = _S105;
-    sums_1[1U][0U] = _S105;
-    sums_1[1U][1U] = _S105;
-    sums_1[1U][2U] = _S105;
-    sums_1[1U][3U] = _S105;
-    uint _S106 = (_S93 - (&operands_0)->top_0 + 7U) / 8U;
-    uint _S107 = _S96 / 4U;
-    uint _S108 = _S96 % 4U;
-    uint _S109 = _S108 * 8U;
-    uint _S110 = _S98 * 32U;
-    uint column_5 = _S110 + _S109;
-    uint _S111 = p_1->k_0;
+    int4  _S105 = make_int4 (int(0));
+    float4  _S106 = make_float4 ((float)_S105.x, (float)_S105.y, (float)_S105.z, (float)_S105.w);
+    sums_1[0U][0U] = _S106;
+    sums_1[0U][1U] = _S106;
+    sums_1[0U][2U] = _S106;
+    sums_1[0U][3U] = _S106;
+    sums_1[1U][0U] = _S106;
+    sums_1[1U][1U] = _S106;
+    sums_1[1U][2U] = _S106;
+    sums_1[1U][3U] = _S106;
+    uint _S107 = (_S94 - (&operands_0)->top_0 + 7U) / 8U;
+    uint _S108 = _S97 / 4U;
+    uint _S109 = _S97 % 4U;
+    uint _S110 = _S109 * 8U;
+    uint _S111 = _S99 * 32U;
+    uint column_5 = _S111 + _S110;
+    uint _S112 = p_1->k_0;
     uint e_0;
-    if(_S110 < (p_1->k_0))
+    if(_S111 < (p_1->k_0))
     {
-        Operands_0 _S112 = operands_0;
-        Step_0 _S113 = Operands_load_0(&_S112, column_5, _S107);
-        e_0 = _S110;
-        Step_0 step_2 = _S113;
+        Operands_0 _S113 = operands_0;
+        Step_0 _S114 = Operands_load_0(&_S113, column_5, _S108);
+        e_0 = _S111;
+        Step_0 step_2 = _S114;
         uint column_6 = column_5;
         for(;;)
         {
-            if(e_0 < _S111)
+            if(e_0 < _S112)
             {
             }
             else
             {
                 break;
             }
-            uint _S114 = e_0 + 64U;
-            uint _S115 = (U32_min((_S114), ((_S111 / 32U - 1U) * 32U))) + _S109;
-            Operands_0 _S116 = operands_0;
-            Step_0 _S117 = Operands_load_0(&_S116, _S115, _S107);
-            Step_0 _S118 = step_2;
-            multiply_0(&sums_1, &_S118, column_6, _S106);
-            e_0 = _S114;
-            step_2 = _S117;
-            column_6 = _S115;
+            uint _S115 = e_0 + 64U;
+            uint _S116 = (U32_min((_S115), ((_S112 / 32U - 1U) * 32U))) + _S110;
+            Operands_0 _S117 = operands_0;
+            Step_0 _S118 = Operands_load_0(&_S117, _S116, _S108);
+            Step_0 _S119 = step_2;
+            multiply_0(&sums_1, &_S119, column_6, _S107);
+            e_0 = _S115;
+            step_2 = _S118;
+            column_6 = _S116;
         }
     }
-    uint _S119 = _S108 * 2U;
-    uint _S120 = _S97 * 32U;
-    uint _S121 = (_S120 + _S119) * 33U;
-    (*&partial_0)[_S121 + _S107] = *&((&sums_1[0U][0U])->x);
-    uint _S122 = (_S120 + (_S119 + 1U)) * 33U;
-    (*&partial_0)[_S122 + _S107] = *&((&sums_1[0U][0U])->y);
-    uint _S123 = _S107 + 8U;
-    (*&partial_0)[_S121 + _S123] = *&((&sums_1[0U][0U])->z);
-    (*&partial_0)[_S122 + _S123] = *&((&sums_1[0U][0U])->w);
-    uint _S124 = 8U + _S119;
-    uint _S125 = (_S120 + _S124) * 33U;
-    (*&partial_0)[_S125 + _S107] = *&((&sums_1[0U][1U])->x);
-    uint _S126 = (_S120 + (_S124 + 1U)) * 33U;
-    (*&partial_0)[_S126 + _S107] = *&((&sums_1[0U][1U])->y);
-    (*&partial_0)[_S125 + _S123] = *&((&sums_1[0U][1U])->z);
-    (*&partial_0)[_S126 + _S123] = *&((&sums_1[0U][1U])->w);
-    uint _S127 = 16U + _S119;
-    uint _S128 = (_S120 + _S127) * 33U;
-    (*&partial_0)[_S128 + _S107] = *&((&sums_1[0U][2U])->x);
-    uint _S129 = (_S120 + (_S127 + 1U)) * 33U;
-    (*&partial_0)[_S129 + _S107] = *&((&sums_1[0U][2U])->y);
-    (*&partial_0)[_S128 + _S123] = *&((&sums_1[0U][2U])->z);
-    (*&partial_0)[_S129 + _S123] = *&((&sums_1[0U][2U])->w);
-    uint _S130 = 24U + _S119;
-    uint _S131 = (_S120 + _S130) * 33U;
-    (*&partial_0)[_S131 + _S107] = *&((&sums_1[0U][3U])->x);
-    uint _S132 = (_S120 + (_S130 + 1U)) * 33U;
-    (*&partial_0)[_S132 + _S107] = *&((&sums_1[0U][3U])->y);
-    (*&partial_0)[_S131 + _S123] = *&((&sums_1[0U][3U])->z);
-    (*&partial_0)[_S132 + _S123] = *&((&sums_1[0U][3U])->w);
-    uint _S133 = 16U + _S107;
-    (*&partial_0)[_S121 + _S133] = *&((&sums_1[1U][0U])->x);
-    (*&partial_0)[_S122 + _S133] = *&((&sums_1[1U][0U])->y);
-    uint _S134 = _S133 + 8U;
-    (*&partial_0)[_S121 + _S134] = *&((&sums_1[1U][0U])->z);
-    (*&partial_0)[_S122 + _S134] = *&((&sums_1[1U][0U])->w);
-    (*&partial_0)[_S125 + _S133] = *&((&sums_1[1U][1U])->x);
-    (*&partial_0)[_S126 + _S133] = *&((&sums_1[1U][1U])->y);
-    (*&partial_0)[_S125 + _S134] = *&((&sums_1[1U][1U])->z);
-    (*&partial_0)[_S126 + _S134] = *&((&sums_1[1U][1U])->w);
-    (*&partial_0)[_S128 + _S133] = *&((&sums_1[1U][2U])->x);
-    (*&partial_0)[_S129 + _S133] = *&((&sums_1[1U][2U])->y);
-    (*&partial_0)[_S128 + _S134] = *&((&sums_1[1U][2U])->z);
-    (*&partial_0)[_S129 + _S134] = *&((&sums_1[1U][2U])->w);
-    (*&partial_0)[_S131 + _S133] = *&((&sums_1[1U][3U])->x);
-    (*&partial_0)[_S132 + _S133] = *&((&sums_1[1U][3U])->y);
-    (*&partial_0)[_S131 + _S134] = *&((&sums_1[1U][3U])->z);
-    (*&partial_0)[_S132 + _S134] = *&((&sums_1[1U][3U])->w);
+    uint _S120 = _S109 * 2U;
+    uint _S121 = _S98 * 32U;
+    uint _S122 = (_S121 + _S120) * 33U;
+    (*&partial_0)[_S122 + _S108] = *&((&sums_1[0U][0U])->x);
+    uint _S123 = (_S121 + (_S120 + 1U)) * 33U;
+    (*&partial_0)[_S123 + _S108] = *&((&sums_1[0U][0U])->y);
+    uint _S124 = _S108 + 8U;
+    (*&partial_0)[_S122 + _S124] = *&((&sums_1[0U][0U])->z);
+    (*&partial_0)[_S123 + _S124] = *&((&sums_1[0U][0U])->w);
+    uint _S125 = 8U + _S120;
+    uint _S126 = (_S121 + _S125) * 33U;
+    (*&partial_0)[_S126 + _S108] = *&((&sums_1[0U][1U])->x);
+    uint _S127 = (_S121 + (_S125 + 1U)) * 33U;
+    (*&partial_0)[_S127 + _S108] = *&((&sums_1[0U][1U])->y);
+    (*&partial_0)[_S126 + _S124] = *&((&sums_1[0U][1U])->z);
+    (*&partial_0)[_S127 + _S124] = *&((&sums_1[0U][1U])->w);
+    uint _S128 = 16U + _S120;
+    uint _S129 = (_S121 + _S128) * 33U;
+    (*&partial_0)[_S129 + _S108] = *&((&sums_1[0U][2U])->x);
+    uint _S130 = (_S121 + (_S128 + 1U)) * 33U;
+    (*&partial_0)[_S130 + _S108] = *&((&sums_1[0U][2U])->y);
+    (*&partial_0)[_S129 + _S124] = *&((&sums_1[0U][2U])->z);
+    (*&partial_0)[_S130 + _S124] = *&((&sums_1[0U][2U])->w);
+    uint _S131 = 24U + _S120;
+    uint _S132 = (_S121 + _S131) * 33U;
+    (*&partial_0)[_S132 + _S108] = *&((&sums_1[0U][3U])->x);
+    uint _S133 = (_S121 + (_S131 + 1U)) * 33U;
+    (*&partial_0)[_S133 + _S108] = *&((&sums_1[0U][3U])->y);
+    (*&partial_0)[_S132 + _S124] = *&((&sums_1[0U][3U])->z);
+    (*&partial_0)[_S133 + _S124] = *&((&sums_1[0U][3U])->w);
+    uint _S134 = 16U + _S108;
+    (*&partial_0)[_S122 + _S134] = *&((&sums_1[1U][0U])->x);
+    (*&partial_0)[_S123 + _S134] = *&((&sums_1[1U][0U])->y);
+    uint _S135 = _S134 + 8U;
+    (*&partial_0)[_S122 + _S135] = *&((&sums_1[1U][0U])->z);
+    (*&partial_0)[_S123 + _S135] = *&((&sums_1[1U][0U])->w);
+    (*&partial_0)[_S126 + _S134] = *&((&sums_1[1U][1U])->x);
+    (*&partial_0)[_S127 + _S134] = *&((&sums_1[1U][1U])->y);
+    (*&partial_0)[_S126 + _S135] = *&((&sums_1[1U][1U])->z);
+    (*&partial_0)[_S127 + _S135] = *&((&sums_1[1U][1U])->w);
+    (*&partial_0)[_S129 + _S134] = *&((&sums_1[1U][2U])->x);
+    (*&partial_0)[_S130 + _S134] = *&((&sums_1[1U][2U])->y);
+    (*&partial_0)[_S129 + _S135] = *&((&sums_1[1U][2U])->z);
+    (*&partial_0)[_S130 + _S135] = *&((&sums_1[1U][2U])->w);
+    (*&partial_0)[_S132 + _S134] = *&((&sums_1[1U][3U])->x);
+    (*&partial_0)[_S133 + _S134] = *&((&sums_1[1U][3U])->y);
+    (*&partial_0)[_S132 + _S135] = *&((&sums_1[1U][3U])->z);
+    (*&partial_0)[_S133 + _S135] = *&((&sums_1[1U][3U])->w);
     __syncthreads();
     e_0 = thread_0;
     for(;;)
@@ -460,35 +466,35 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
         {
             break;
         }
-        uint _S135 = e_0 / 128U;
-        uint _S136 = e_0 % 128U;
-        if(((&operands_0)->top_0 + _S135) >= _S93)
+        uint _S136 = e_0 / 128U;
+        uint _S137 = e_0 % 128U;
+        if(((&operands_0)->top_0 + _S136) >= _S94)
         {
-            _S103 = true;
+            _S104 = true;
         }
         else
         {
-            _S103 = (_S100 + _S136) >= _S102;
+            _S104 = (_S101 + _S137) >= _S103;
         }
-        if(_S103)
+        if(_S104)
         {
             e_0 = e_0 + 256U;
             continue;
         }
-        uint _S137 = _S136 % 32U;
-        float sum_0 = (*&partial_0)[(_S136 / 32U * 2U * 32U + _S135) * 33U + _S137] + (*&partial_0)[((_S136 / 32U * 2U + 1U) * 32U + _S135) * 33U + _S137];
-        uint _S138 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S135) * p_1->out_stride_0 + _S100 + _S136;
-        float * _S139 = (&(result_2)[_S138]);
-        float _S140;
+        uint _S138 = _S137 % 32U;
+        float sum_0 = (*&partial_0)[(_S137 / 32U * 2U * 32U + _S136) * 33U + _S138] + (*&partial_0)[((_S137 / 32U * 2U + 1U) * 32U + _S136) * 33U + _S138];
+        uint _S139 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S136) * p_1->out_stride_0 + _S101 + _S137;
+        float * _S140 = (&(result_2)[_S139]);
+        float _S141;
         if((p_1->accumulate_0) != 0U)
         {
-            _S140 = *(&(result_2)[_S138]) + sum_0 / 0.0625f;
+            _S141 = *(&(result_2)[_S139]) + sum_0 / 0.0625f;
         }
         else
         {
-            _S140 = sum_0 / 0.0625f;
+            _S141 = sum_0 / 0.0625f;
         }
-        *_S139 = _S140;
+        *_S140 = _S141;
         e_0 = e_0 + 256U;
     }
     return;
@@ -496,8 +502,8 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
 
 extern "C" __global__ void gemm_few4_q5_k(StructuredBuffer<float4 > x_6, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S141 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S142 = p_2;
-    gemm_0(blockIdx, _S141, x_6, weight_2, result_3, batch_2, &_S142);
+    uint _S142 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S143 = p_2;
+    gemm_0(blockIdx, _S142, x_6, weight_2, result_3, batch_2, &_S143);
     return;
 }

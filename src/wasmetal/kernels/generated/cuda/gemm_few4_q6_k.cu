@@ -70,21 +70,27 @@ __device__ float4  clamp_0(float4  x_3, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_3, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Step_0 * step_0, uint column_1, uint downs_0)
@@ -96,51 +102,51 @@ __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Ste
     left_0[1U][int(1)] = Others_decode_0(step_0->weights_0[3U], column_1);
     if(0U < downs_0)
     {
-        uint4  _S8 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
-        uint2  _S9 = uint2 {_S8.x, _S8.y};
-        float4  _S10 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S9), ((*sums_0)[0U][0U])));
-        uint2  _S11 = uint2 {_S8.z, _S8.w};
-        float4  _S12 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S11), (_S10)));
-        (*sums_0)[0U][0U] = _S12;
-        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S9), ((*sums_0)[1U][0U])));
-        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S11), (_S13)));
-        (*sums_0)[1U][0U] = _S14;
+        uint4  _S9 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
+        uint2  _S10 = uint2 {_S9.x, _S9.y};
+        float4  _S11 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S10), ((*sums_0)[0U][0U])));
+        uint2  _S12 = uint2 {_S9.z, _S9.w};
+        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S12), (_S11)));
+        (*sums_0)[0U][0U] = _S13;
+        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S10), ((*sums_0)[1U][0U])));
+        float4  _S15 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S12), (_S14)));
+        (*sums_0)[1U][0U] = _S15;
     }
     if(1U < downs_0)
     {
-        uint4  _S15 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
-        uint2  _S16 = uint2 {_S15.x, _S15.y};
-        float4  _S17 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S16), ((*sums_0)[0U][1U])));
-        uint2  _S18 = uint2 {_S15.z, _S15.w};
-        float4  _S19 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S18), (_S17)));
-        (*sums_0)[0U][1U] = _S19;
-        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S16), ((*sums_0)[1U][1U])));
-        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S18), (_S20)));
-        (*sums_0)[1U][1U] = _S21;
+        uint4  _S16 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
+        uint2  _S17 = uint2 {_S16.x, _S16.y};
+        float4  _S18 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S17), ((*sums_0)[0U][1U])));
+        uint2  _S19 = uint2 {_S16.z, _S16.w};
+        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S19), (_S18)));
+        (*sums_0)[0U][1U] = _S20;
+        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S17), ((*sums_0)[1U][1U])));
+        float4  _S22 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S19), (_S21)));
+        (*sums_0)[1U][1U] = _S22;
     }
     if(2U < downs_0)
     {
-        uint4  _S22 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
-        uint2  _S23 = uint2 {_S22.x, _S22.y};
-        float4  _S24 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S23), ((*sums_0)[0U][2U])));
-        uint2  _S25 = uint2 {_S22.z, _S22.w};
-        float4  _S26 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S25), (_S24)));
-        (*sums_0)[0U][2U] = _S26;
-        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S23), ((*sums_0)[1U][2U])));
-        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S25), (_S27)));
-        (*sums_0)[1U][2U] = _S28;
+        uint4  _S23 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
+        uint2  _S24 = uint2 {_S23.x, _S23.y};
+        float4  _S25 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S24), ((*sums_0)[0U][2U])));
+        uint2  _S26 = uint2 {_S23.z, _S23.w};
+        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S26), (_S25)));
+        (*sums_0)[0U][2U] = _S27;
+        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S24), ((*sums_0)[1U][2U])));
+        float4  _S29 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S26), (_S28)));
+        (*sums_0)[1U][2U] = _S29;
     }
     if(3U < downs_0)
     {
-        uint4  _S29 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
-        uint2  _S30 = uint2 {_S29.x, _S29.y};
-        float4  _S31 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S30), ((*sums_0)[0U][3U])));
-        uint2  _S32 = uint2 {_S29.z, _S29.w};
-        float4  _S33 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S32), (_S31)));
-        (*sums_0)[0U][3U] = _S33;
-        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S30), ((*sums_0)[1U][3U])));
-        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S32), (_S34)));
-        (*sums_0)[1U][3U] = _S35;
+        uint4  _S30 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
+        uint2  _S31 = uint2 {_S30.x, _S30.y};
+        float4  _S32 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S31), ((*sums_0)[0U][3U])));
+        uint2  _S33 = uint2 {_S30.z, _S30.w};
+        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S33), (_S32)));
+        (*sums_0)[0U][3U] = _S34;
+        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S31), ((*sums_0)[1U][3U])));
+        float4  _S36 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S33), (_S35)));
+        (*sums_0)[1U][3U] = _S36;
     }
     return;
 }
@@ -172,21 +178,21 @@ struct Operands_0
 
 __device__ uint word_at_0(StructuredBuffer<uint> words_0, uint offset_0, uint half_0)
 {
-    uint _S36 = offset_0 + half_0 / 2U;
-    uint _S37;
+    uint _S37 = offset_0 + half_0 / 2U;
+    uint _S38;
     if((half_0 % 2U) == 0U)
     {
-        uint _S38 = __ldg((&(words_0)[_S36]));
-        _S37 = _S38;
+        uint _S39 = __ldg((&(words_0)[_S37]));
+        _S38 = _S39;
     }
     else
     {
-        uint _S39 = __ldg((&(words_0)[_S36]));
-        uint _S40 = _S39 >> int(16);
-        uint _S41 = __ldg((&(words_0)[_S36 + 1U]));
-        _S37 = _S40 | (_S41 << int(16));
+        uint _S40 = __ldg((&(words_0)[_S37]));
+        uint _S41 = _S40 >> int(16);
+        uint _S42 = __ldg((&(words_0)[_S37 + 1U]));
+        _S38 = _S41 | (_S42 << int(16));
     }
-    return _S37;
+    return _S38;
 }
 
 __device__ float2  halves_0(uint word_0)
@@ -196,22 +202,22 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_1, uint offset_1, uint half_1)
 {
-    uint _S42 = __ldg((&(words_1)[offset_1 + half_1 / 2U]));
-    return halves_0(_S42 >> (half_1 % 2U * 16U)).x;
+    uint _S43 = __ldg((&(words_1)[offset_1 + half_1 / 2U]));
+    return halves_0(_S43 >> (half_1 % 2U * 16U)).x;
 }
 
 __device__ float byte_at_0(StructuredBuffer<uint> words_2, uint offset_2, uint half_2, uint byte_0)
 {
-    uint _S43 = 2U * half_2 + byte_0;
-    uint _S44 = __ldg((&(words_2)[offset_2 + _S43 / 4U]));
-    return float(int(_S44 << (24U - _S43 % 4U * 8U)) >> int(24));
+    uint _S44 = 2U * half_2 + byte_0;
+    uint _S45 = __ldg((&(words_2)[offset_2 + _S44 / 4U]));
+    return float(int(_S45 << (24U - _S44 % 4U * 8U)) >> int(24));
 }
 
 __device__ float4  unsigned_bytes_0(uint word_1)
 {
-    uint4  _S45 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
-    float4  _S46 = make_float4 ((float)_S45.x, (float)_S45.y, (float)_S45.z, (float)_S45.w);
-    return _S46;
+    uint4  _S46 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
+    float4  _S47 = make_float4 ((float)_S46.x, (float)_S46.y, (float)_S46.z, (float)_S46.w);
+    return _S47;
 }
 
 __device__ float4  sixes_0(uint low_0, uint high_0)
@@ -221,102 +227,102 @@ __device__ float4  sixes_0(uint low_0, uint high_0)
 
 __device__ float4  Q6_K_four_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_0, uint row_0, uint column_2)
 {
-    uint _S47 = (row_0 * (columns_0 / 256U) + column_2 / 256U) * 105U;
-    uint _S48 = column_2 % 256U;
-    uint _S49 = _S48 / 128U;
-    uint _S50 = column_2 % 128U / 32U;
-    return make_float4 (half_at_0(words_3, offset_3, _S47 + 104U) * byte_at_0(words_3, offset_3, _S47 + 96U, _S48 / 16U)) * sixes_0((word_at_0(words_3, offset_3, _S47 + _S49 * 32U + column_2 % 64U / 2U)) >> (_S50 / 2U * 4U), (word_at_0(words_3, offset_3, _S47 + 64U + _S49 * 16U + column_2 % 32U / 2U)) >> (_S50 * 2U));
+    uint _S48 = (row_0 * (columns_0 / 256U) + column_2 / 256U) * 105U;
+    uint _S49 = column_2 % 256U;
+    uint _S50 = _S49 / 128U;
+    uint _S51 = column_2 % 128U / 32U;
+    return make_float4 (half_at_0(words_3, offset_3, _S48 + 104U) * byte_at_0(words_3, offset_3, _S48 + 96U, _S49 / 16U)) * sixes_0((word_at_0(words_3, offset_3, _S48 + _S50 * 32U + column_2 % 64U / 2U)) >> (_S51 / 2U * 4U), (word_at_0(words_3, offset_3, _S48 + 64U + _S50 * 16U + column_2 % 32U / 2U)) >> (_S51 * 2U));
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_4, uint offset_4, uint columns_1, uint row_1, uint column_3)
 {
-    uint4  _S51 = eight_halves_0(Q6_K_four_0(words_4, offset_4, columns_1, row_1, column_3), Q6_K_four_0(words_4, offset_4, columns_1, row_1, column_3 + 4U));
-    return _S51;
+    uint4  _S52 = eight_halves_0(Q6_K_four_0(words_4, offset_4, columns_1, row_1, column_3), Q6_K_four_0(words_4, offset_4, columns_1, row_1, column_3 + 4U));
+    return _S52;
 }
 
 __device__ Step_0 Operands_load_0(Operands_0 * this_0, uint column_4, uint row_2)
 {
     Step_0 step_1;
-    StructuredBuffer<uint> _S52 = this_0->weight_0;
-    uint _S53 = (&this_0->p_0)->weight_offset_0;
-    uint _S54 = (&this_0->p_0)->k_0;
-    uint _S55 = this_0->side_0;
-    uint _S56 = (&this_0->p_0)->n_0 - 1U;
-    uint4  _S57 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S56))), column_4);
-    (&step_1)->weights_0[0U] = _S57;
-    uint4  _S58 = Others_fetch_0(_S52, _S53, _S54, (U32_min((_S55 + 8U + row_2), (_S56))), column_4);
-    (&step_1)->weights_0[1U] = _S58;
-    uint4  _S59 = Others_fetch_0(_S52, _S53, _S54, (U32_min((_S55 + 16U + row_2), (_S56))), column_4);
-    (&step_1)->weights_0[2U] = _S59;
-    uint4  _S60 = Others_fetch_0(_S52, _S53, _S54, (U32_min((_S55 + 24U + row_2), (_S56))), column_4);
-    (&step_1)->weights_0[3U] = _S60;
-    int4  _S61 = make_int4 (int(0));
-    float4  _S62 = make_float4 ((float)_S61.x, (float)_S61.y, (float)_S61.z, (float)_S61.w);
-    (&step_1)->x_0[0U][int(0)] = _S62;
-    (&step_1)->x_0[0U][int(1)] = _S62;
-    uint _S63 = this_0->top_0;
-    uint _S64 = this_0->rows_1;
+    StructuredBuffer<uint> _S53 = this_0->weight_0;
+    uint _S54 = (&this_0->p_0)->weight_offset_0;
+    uint _S55 = (&this_0->p_0)->k_0;
+    uint _S56 = this_0->side_0;
+    uint _S57 = (&this_0->p_0)->n_0 - 1U;
+    uint4  _S58 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S57))), column_4);
+    (&step_1)->weights_0[0U] = _S58;
+    uint4  _S59 = Others_fetch_0(_S53, _S54, _S55, (U32_min((_S56 + 8U + row_2), (_S57))), column_4);
+    (&step_1)->weights_0[1U] = _S59;
+    uint4  _S60 = Others_fetch_0(_S53, _S54, _S55, (U32_min((_S56 + 16U + row_2), (_S57))), column_4);
+    (&step_1)->weights_0[2U] = _S60;
+    uint4  _S61 = Others_fetch_0(_S53, _S54, _S55, (U32_min((_S56 + 24U + row_2), (_S57))), column_4);
+    (&step_1)->weights_0[3U] = _S61;
+    int4  _S62 = make_int4 (int(0));
+    float4  _S63 = make_float4 ((float)_S62.x, (float)_S62.y, (float)_S62.z, (float)_S62.w);
+    (&step_1)->x_0[0U][int(0)] = _S63;
+    (&step_1)->x_0[0U][int(1)] = _S63;
+    uint _S64 = this_0->top_0;
+    uint _S65 = this_0->rows_1;
     if((this_0->top_0) < (this_0->rows_1))
     {
-        uint _S65 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S63 + row_2), (_S64 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S66 = this_0->x_4;
-        float4  _S67 = __ldg((&(this_0->x_4)[_S65]));
-        float4  _S68 = __ldg((&(_S66)[_S65 + 1U]));
-        (&step_1)->x_0[0U][int(0)] = _S67;
-        (&step_1)->x_0[0U][int(1)] = _S68;
+        uint _S66 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S64 + row_2), (_S65 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S67 = this_0->x_4;
+        float4  _S68 = __ldg((&(this_0->x_4)[_S66]));
+        float4  _S69 = __ldg((&(_S67)[_S66 + 1U]));
+        (&step_1)->x_0[0U][int(0)] = _S68;
+        (&step_1)->x_0[0U][int(1)] = _S69;
     }
-    (&step_1)->x_0[1U][int(0)] = _S62;
-    (&step_1)->x_0[1U][int(1)] = _S62;
-    uint _S69 = _S63 + 8U;
-    if(_S69 < _S64)
+    (&step_1)->x_0[1U][int(0)] = _S63;
+    (&step_1)->x_0[1U][int(1)] = _S63;
+    uint _S70 = _S64 + 8U;
+    if(_S70 < _S65)
     {
-        uint _S70 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S69 + row_2), (_S64 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S71 = this_0->x_4;
-        float4  _S72 = __ldg((&(this_0->x_4)[_S70]));
-        float4  _S73 = __ldg((&(_S71)[_S70 + 1U]));
-        (&step_1)->x_0[1U][int(0)] = _S72;
-        (&step_1)->x_0[1U][int(1)] = _S73;
+        uint _S71 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S70 + row_2), (_S65 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S72 = this_0->x_4;
+        float4  _S73 = __ldg((&(this_0->x_4)[_S71]));
+        float4  _S74 = __ldg((&(_S72)[_S71 + 1U]));
+        (&step_1)->x_0[1U][int(0)] = _S73;
+        (&step_1)->x_0[1U][int(1)] = _S74;
     }
-    (&step_1)->x_0[2U][int(0)] = _S62;
-    (&step_1)->x_0[2U][int(1)] = _S62;
-    uint _S74 = _S63 + 16U;
-    if(_S74 < _S64)
+    (&step_1)->x_0[2U][int(0)] = _S63;
+    (&step_1)->x_0[2U][int(1)] = _S63;
+    uint _S75 = _S64 + 16U;
+    if(_S75 < _S65)
     {
-        uint _S75 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S74 + row_2), (_S64 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S76 = this_0->x_4;
-        float4  _S77 = __ldg((&(this_0->x_4)[_S75]));
-        float4  _S78 = __ldg((&(_S76)[_S75 + 1U]));
-        (&step_1)->x_0[2U][int(0)] = _S77;
-        (&step_1)->x_0[2U][int(1)] = _S78;
+        uint _S76 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S75 + row_2), (_S65 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S77 = this_0->x_4;
+        float4  _S78 = __ldg((&(this_0->x_4)[_S76]));
+        float4  _S79 = __ldg((&(_S77)[_S76 + 1U]));
+        (&step_1)->x_0[2U][int(0)] = _S78;
+        (&step_1)->x_0[2U][int(1)] = _S79;
     }
-    (&step_1)->x_0[3U][int(0)] = _S62;
-    (&step_1)->x_0[3U][int(1)] = _S62;
-    uint _S79 = _S63 + 24U;
-    if(_S79 < _S64)
+    (&step_1)->x_0[3U][int(0)] = _S63;
+    (&step_1)->x_0[3U][int(1)] = _S63;
+    uint _S80 = _S64 + 24U;
+    if(_S80 < _S65)
     {
-        uint _S80 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S79 + row_2), (_S64 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S81 = this_0->x_4;
-        float4  _S82 = __ldg((&(this_0->x_4)[_S80]));
-        float4  _S83 = __ldg((&(_S81)[_S80 + 1U]));
-        (&step_1)->x_0[3U][int(0)] = _S82;
-        (&step_1)->x_0[3U][int(1)] = _S83;
+        uint _S81 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S80 + row_2), (_S65 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S82 = this_0->x_4;
+        float4  _S83 = __ldg((&(this_0->x_4)[_S81]));
+        float4  _S84 = __ldg((&(_S82)[_S81 + 1U]));
+        (&step_1)->x_0[3U][int(0)] = _S83;
+        (&step_1)->x_0[3U][int(1)] = _S84;
     }
     return step_1;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_5, uint first_0, uint rows_2)
 {
-    uint _S84;
+    uint _S85;
     if(offset_5 == 4294967295U)
     {
-        _S84 = rows_2;
+        _S85 = rows_2;
     }
     else
     {
-        uint _S85 = __ldg((&(batch_0)[offset_5]));
-        _S84 = (U32_min(((U32_max((_S85), (first_0))) - first_0), (rows_2)));
+        uint _S86 = __ldg((&(batch_0)[offset_5]));
+        _S85 = (U32_min(((U32_max((_S86), (first_0))) - first_0), (rows_2)));
     }
-    return _S84;
+    return _S85;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -328,130 +334,130 @@ __device__ __shared__ FixedArray<float, 8448>  partial_0;
 
 __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S86 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S87 = (p_1->rows_0 + 32U - 1U) / 32U;
-    uint _S88 = group_number_0(group_1) * 2U + group_1.z;
-    uint _S89 = thread_0 % 32U;
-    uint _S90 = thread_0 / 32U;
-    uint _S91 = _S90 % 2U;
-    uint _S92 = _S88 / _S87;
-    uint _S93 = _S92 * 128U;
+    uint _S87 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S88 = (p_1->rows_0 + 32U - 1U) / 32U;
+    uint _S89 = group_number_0(group_1) * 2U + group_1.z;
+    uint _S90 = thread_0 % 32U;
+    uint _S91 = thread_0 / 32U;
+    uint _S92 = _S91 % 2U;
+    uint _S93 = _S89 / _S88;
+    uint _S94 = _S93 * 128U;
     Operands_0 operands_0;
     (&operands_0)->x_4 = x_5;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    uint _S94 = _S88 % _S87;
-    (&operands_0)->top_0 = _S94 * 32U;
-    (&operands_0)->side_0 = _S93 + _S90 / 2U * 32U;
-    (&operands_0)->rows_1 = _S86;
-    uint _S95 = p_1->n_0;
-    bool _S96;
-    if(_S93 >= (p_1->n_0))
+    uint _S95 = _S89 % _S88;
+    (&operands_0)->top_0 = _S95 * 32U;
+    (&operands_0)->side_0 = _S94 + _S91 / 2U * 32U;
+    (&operands_0)->rows_1 = _S87;
+    uint _S96 = p_1->n_0;
+    bool _S97;
+    if(_S94 >= (p_1->n_0))
     {
-        _S96 = true;
+        _S97 = true;
     }
     else
     {
-        _S96 = ((&operands_0)->top_0) >= _S86;
+        _S97 = ((&operands_0)->top_0) >= _S87;
     }
-    if(_S96)
+    if(_S97)
     {
         return;
     }
     FixedArray<FixedArray<float4 , 4> , 2>  sums_1;
-    int4  _S97 = make_int4 (int(0));
-    float4  _S98 = make_float4 ((float)_S97.x, (float)_S97.y, (float)_S97.z, (float)_S97.w);
-    sums_1[0U][0U] = _S98;
-    sums_1[0U][1U] = _S98;
-    sums_1[0U][2U] = _S98;
-    sums_1[0U][3U] = _S98;
-    sums_1[1U][0U] = _S98;
-    sums_1[1U][1U] = _S98;
-    sums_1[1U][2U] = _S98;
-    sums_1[1U][3U] = _S98;
-    uint _S99 = (_S86 - (&operands_0)->top_0 + 7U) / 8U;
-    uint _S100 = _S89 / 4U;
-    uint _S101 = _S89 % 4U;
-    uint _S102 = _S101 * 8U;
-    uint _S103 = _S91 * 32U;
-    uint column_5 = _S103 + _S102;
-    uint _S104 = p_1->k_0;
+    int4  _S98 = make_int4 (int(0));
+    float4  _S99 = make_float4 ((float)_S98.x, (float)_S98.y, (float)_S98.z, (float)_S98.w);
+    sums_1[0U][0U] = _S99;
+    sums_1[0U][1U] = _S99;
+    sums_1[0U][2U] = _S99;
+    sums_1[0U][3U] = _S99;
+    sums_1[1U][0U] = _S99;
+    sums_1[1U][1U] = _S99;
+    sums_1[1U][2U] = _S99;
+    sums_1[1U][3U] = _S99;
+    uint _S100 = (_S87 - (&operands_0)->top_0 + 7U) / 8U;
+    uint _S101 = _S90 / 4U;
+    uint _S102 = _S90 % 4U;
+    uint _S103 = _S102 * 8U;
+    uint _S104 = _S92 * 32U;
+    uint column_5 = _S104 + _S103;
+    uint _S105 = p_1->k_0;
     uint e_0;
-    if(_S103 < (p_1->k_0))
+    if(_S104 < (p_1->k_0))
     {
-        Operands_0 _S105 = operands_0;
-        Step_0 _S106 = Operands_load_0(&_S105, column_5, _S100);
-        e_0 = _S103;
-        Step_0 step_2 = _S106;
+        Operands_0 _S106 = operands_0;
+        Step_0 _S107 = Operands_load_0(&_S106, column_5, _S101);
+        e_0 = _S104;
+        Step_0 step_2 = _S107;
         uint column_6 = column_5;
         for(;;)
         {
-            if(e_0 < _S104)
+            if(e_0 < _S105)
             {
             }
             else
             {
                 break;
             }
-            uint _S107 = e_0 + 64U;
-            uint _S108 = (U32_min((_S107), ((_S104 / 32U - 1U) * 32U))) + _S102;
-            Operands_0 _S109 = operands_0;
-            Step_0 _S110 = Operands_load_0(&_S109, _S108, _S100);
-            Step_0 _S111 = step_2;
-            multiply_0(&sums_1, &_S111, column_6, _S99);
-            e_0 = _S107;
-            step_2 = _S110;
-            column_6 = _S108;
+            uint _S108 = e_0 + 64U;
+            uint _S109 = (U32_min((_S108), ((_S105 / 32U - 1U) * 32U))) + _S103;
+            Operands_0 _S110 = operands_0;
+            Step_0 _S111 = Operands_load_0(&_S110, _S109, _S101);
+            Step_0 _S112 = step_2;
+            multiply_0(&sums_1, &_S112, column_6, _S100);
+            e_0 = _S108;
+            step_2 = _S111;
+            column_6 = _S109;
         }
     }
-    uint _S112 = _S101 * 2U;
-    uint _S113 = _S90 * 32U;
-    uint _S114 = (_S113 + _S112) * 33U;
-    (*&partial_0)[_S114 + _S100] = *&((&sums_1[0U][0U])->x);
-    uint _S115 = (_S113 + (_S112 + 1U)) * 33U;
-    (*&partial_0)[_S115 + _S100] = *&((&sums_1[0U][0U])->y);
-    uint _S116 = _S100 + 8U;
-    (*&partial_0)[_S114 + _S116] = *&((&sums_1[0U][0U])->z);
-    (*&partial_0)[_S115 + _S116] = *&((&sums_1[0U][0U])->w);
-    uint _S117 = 8U + _S112;
-    uint _S118 = (_S113 + _S117) * 33U;
-    (*&partial_0)[_S118 + _S100] = *&((&sums_1[0U][1U])->x);
-    uint _S119 = (_S113 + (_S117 + 1U)) * 33U;
-    (*&partial_0)[_S119 + _S100] = *&((&sums_1[0U][1U])->y);
-    (*&partial_0)[_S118 + _S116] = *&((&sums_1[0U][1U])->z);
-    (*&partial_0)[_S119 + _S116] = *&((&sums_1[0U][1U])->w);
-    uint _S120 = 16U + _S112;
-    uint _S121 = (_S113 + _S120) * 33U;
-    (*&partial_0)[_S121 + _S100] = *&((&sums_1[0U][2U])->x);
-    uint _S122 = (_S113 + (_S120 + 1U)) * 33U;
-    (*&partial_0)[_S122 + _S100] = *&((&sums_1[0U][2U])->y);
-    (*&partial_0)[_S121 + _S116] = *&((&sums_1[0U][2U])->z);
-    (*&partial_0)[_S122 + _S116] = *&((&sums_1[0U][2U])->w);
-    uint _S123 = 24U + _S112;
-    uint _S124 = (_S113 + _S123) * 33U;
-    (*&partial_0)[_S124 + _S100] = *&((&sums_1[0U][3U])->x);
-    uint _S125 = (_S113 + (_S123 + 1U)) * 33U;
-    (*&partial_0)[_S125 + _S100] = *&((&sums_1[0U][3U])->y);
-    (*&partial_0)[_S124 + _S116] = *&((&sums_1[0U][3U])->z);
-    (*&partial_0)[_S125 + _S116] = *&((&sums_1[0U][3U])->w);
-    uint _S126 = 16U + _S100;
-    (*&partial_0)[_S114 + _S126] = *&((&sums_1[1U][0U])->x);
-    (*&partial_0)[_S115 + _S126] = *&((&sums_1[1U][0U])->y);
-    uint _S127 = _S126 + 8U;
-    (*&partial_0)[_S114 + _S127] = *&((&sums_1[1U][0U])->z);
-    (*&partial_0)[_S115 + _S127] = *&((&sums_1[1U][0U])->w);
-    (*&partial_0)[_S118 + _S126] = *&((&sums_1[1U][1U])->x);
-    (*&partial_0)[_S119 + _S126] = *&((&sums_1[1U][1U])->y);
-    (*&partial_0)[_S118 + _S127] = *&((&sums_1[1U][1U])->z);
-    (*&partial_0)[_S119 + _S127] = *&((&sums_1[1U][1U])->w);
-    (*&partial_0)[_S121 + _S126] = *&((&sums_1[1U][2U])->x);
-    (*&partial_0)[_S122 + _S126] = *&((&sums_1[1U][2U])->y);
-    (*&partial_0)[_S121 + _S127] = *&((&sums_1[1U][2U])->z);
-    (*&partial_0)[_S122 + _S127] = *&((&sums_1[1U][2U])->w);
-    (*&partial_0)[_S124 + _S126] = *&((&sums_1[1U][3U])->x);
-    (*&partial_0)[_S125 + _S126] = *&((&sums_1[1U][3U])->y);
-    (*&partial_0)[_S124 + _S127] = *&((&sums_1[1U][3U])->z);
-    (*&partial_0)[_S125 + _S127] = *&((&sums_1[1U][3U])->w);
+    uint _S113 = _S102 * 2U;
+    uint _S114 = _S91 * 32U;
+    uint _S115 = (_S114 + _S113) * 33U;
+    (*&partial_0)[_S115 + _S101] = *&((&sums_1[0U][0U])->x);
+    uint _S116 = (_S114 + (_S113 + 1U)) * 33U;
+    (*&partial_0)[_S116 + _S101] = *&((&sums_1[0U][0U])->y);
+    uint _S117 = _S101 + 8U;
+    (*&partial_0)[_S115 + _S117] = *&((&sums_1[0U][0U])->z);
+    (*&partial_0)[_S116 + _S117] = *&((&sums_1[0U][0U])->w);
+    uint _S118 = 8U + _S113;
+    uint _S119 = (_S114 + _S118) * 33U;
+    (*&partial_0)[_S119 + _S101] = *&((&sums_1[0U][1U])->x);
+    uint _S120 = (_S114 + (_S118 + 1U)) * 33U;
+    (*&partial_0)[_S120 + _S101] = *&((&sums_1[0U][1U])->y);
+    (*&partial_0)[_S119 + _S117] = *&((&sums_1[0U][1U])->z);
+    (*&partial_0)[_S120 + _S117] = *&((&sums_1[0U][1U])->w);
+    uint _S121 = 16U + _S113;
+    uint _S122 = (_S114 + _S121) * 33U;
+    (*&partial_0)[_S122 + _S101] = *&((&sums_1[0U][2U])->x);
+    uint _S123 = (_S114 + (_S121 + 1U)) * 33U;
+    (*&partial_0)[_S123 + _S101] = *&((&sums_1[0U][2U])->y);
+    (*&partial_0)[_S122 + _S117] = *&((&sums_1[0U][2U])->z);
+    (*&partial_0)[_S123 + _S117] = *&((&sums_1[0U][2U])->w);
+    uint _S124 = 24U + _S113;
+    uint _S125 = (_S114 + _S124) * 33U;
+    (*&partial_0)[_S125 + _S101] = *&((&sums_1[0U][3U])->x);
+    uint _S126 = (_S114 + (_S124 + 1U)) * 33U;
+    (*&partial_0)[_S126 + _S101] = *&((&sums_1[0U][3U])->y);
+    (*&partial_0)[_S125 + _S117] = *&((&sums_1[0U][3U])->z);
+    (*&partial_0)[_S126 + _S117] = *&((&sums_1[0U][3U])->w);
+    uint _S127 = 16U + _S101;
+    (*&partial_0)[_S115 + _S127] = *&((&sums_1[1U][0U])->x);
+    (*&partial_0)[_S116 + _S127] = *&((&sums_1[1U][0U])->y);
+    uint _S128 = _S127 + 8U;
+    (*&partial_0)[_S115 + _S128] = *&((&sums_1[1U][0U])->z);
+    (*&partial_0)[_S116 + _S128] = *&((&sums_1[1U][0U])->w);
+    (*&partial_0)[_S119 + _S127] = *&((&sums_1[1U][1U])->x);
+    (*&partial_0)[_S120 + _S127] = *&((&sums_1[1U][1U])->y);
+    (*&partial_0)[_S119 + _S128] = *&((&sums_1[1U][1U])->z);
+    (*&partial_0)[_S120 + _S128] = *&((&sums_1[1U][1U])->w);
+    (*&partial_0)[_S122 + _S127] = *&((&sums_1[1U][2U])->x);
+    (*&partial_0)[_S123 + _S127] = *&((&sums_1[1U][2U])->y);
+    (*&partial_0)[_S122 + _S128] = *&((&sums_1[1U][2U])->z);
+    (*&partial_0)[_S123 + _S128] = *&((&sums_1[1U][2U])->w);
+    (*&partial_0)[_S125 + _S127] = *&((&sums_1[1U][3U])->x);
+    (*&partial_0)[_S126 + _S127] = *&((&sums_1[1U][3U])->y);
+    (*&partial_0)[_S125 + _S128] = *&((&sums_1[1U][3U])->z);
+    (*&partial_0)[_S126 + _S128] = *&((&sums_1[1U][3U])->w);
     __syncthreads();
     e_0 = thread_0;
     for(;;)
@@ -463,35 +469,35 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
         {
             break;
         }
-        uint _S128 = e_0 / 128U;
-        uint _S129 = e_0 % 128U;
-        if(((&operands_0)->top_0 + _S128) >= _S86)
+        uint _S129 = e_0 / 128U;
+        uint _S130 = e_0 % 128U;
+        if(((&operands_0)->top_0 + _S129) >= _S87)
         {
-            _S96 = true;
+            _S97 = true;
         }
         else
         {
-            _S96 = (_S93 + _S129) >= _S95;
+            _S97 = (_S94 + _S130) >= _S96;
         }
-        if(_S96)
+        if(_S97)
         {
             e_0 = e_0 + 256U;
             continue;
         }
-        uint _S130 = _S129 % 32U;
-        float sum_0 = (*&partial_0)[(_S129 / 32U * 2U * 32U + _S128) * 33U + _S130] + (*&partial_0)[((_S129 / 32U * 2U + 1U) * 32U + _S128) * 33U + _S130];
-        uint _S131 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S128) * p_1->out_stride_0 + _S93 + _S129;
-        float * _S132 = (&(result_2)[_S131]);
-        float _S133;
+        uint _S131 = _S130 % 32U;
+        float sum_0 = (*&partial_0)[(_S130 / 32U * 2U * 32U + _S129) * 33U + _S131] + (*&partial_0)[((_S130 / 32U * 2U + 1U) * 32U + _S129) * 33U + _S131];
+        uint _S132 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S129) * p_1->out_stride_0 + _S94 + _S130;
+        float * _S133 = (&(result_2)[_S132]);
+        float _S134;
         if((p_1->accumulate_0) != 0U)
         {
-            _S133 = *(&(result_2)[_S131]) + sum_0 / 0.0625f;
+            _S134 = *(&(result_2)[_S132]) + sum_0 / 0.0625f;
         }
         else
         {
-            _S133 = sum_0 / 0.0625f;
+            _S134 = sum_0 / 0.0625f;
         }
-        *_S132 = _S133;
+        *_S133 = _S134;
         e_0 = e_0 + 256U;
     }
     return;
@@ -499,8 +505,8 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
 
 extern "C" __global__ void gemm_few4_q6_k(StructuredBuffer<float4 > x_6, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S134 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S135 = p_2;
-    gemm_0(blockIdx, _S134, x_6, weight_2, result_3, batch_2, &_S135);
+    uint _S135 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S136 = p_2;
+    gemm_0(blockIdx, _S135, x_6, weight_2, result_3, batch_2, &_S136);
     return;
 }

@@ -45,7 +45,7 @@ struct Step_0
     FixedArray<FixedArray<float4 , 2> , 4>  x_0;
 };
 
-__device__ uint shifted_0(uint low_0, uint high_0, uint shift_0)
+__device__ uint low_after_shift_0(uint low_0, uint high_0, uint shift_0)
 {
     uint _S1 = (__funnelshift_r((low_0), (high_0), (shift_0)));
     return _S1;
@@ -55,8 +55,8 @@ __device__ uint2  Bytes_all_0(Bytes_0 * this_0)
 {
     uint _S2 = 16U - this_0->odd_0 * 16U;
     uint _S3 = this_0->words_0.y;
-    uint _S4 = shifted_0(this_0->words_0.x, _S3, _S2);
-    uint _S5 = shifted_0(_S3, this_0->words_0.z, _S2);
+    uint _S4 = low_after_shift_0(this_0->words_0.x, _S3, _S2);
+    uint _S5 = low_after_shift_0(_S3, this_0->words_0.z, _S2);
     return make_uint2 (_S4, _S5);
 }
 
@@ -118,81 +118,87 @@ __device__ float4  clamp_0(float4  x_3, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_3, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S11 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S11;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_1)
 {
-    uint _S11 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S12 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S13 = (wasmetal_as_halves((b_1.x), (b_1.y)));
-    uint _S14 = (wasmetal_as_halves((b_1.z), (b_1.w)));
-    return make_uint4 (_S11, _S12, _S13, _S14);
+    uint _S12 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S13 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S14 = pack_halves_0(float2 {b_1.x, b_1.y});
+    uint _S15 = pack_halves_0(float2 {b_1.z, b_1.w});
+    return make_uint4 (_S12, _S13, _S14, _S15);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_2)
 {
-    float4  _S15 = make_float4 (-65504.0f);
-    float4  _S16 = make_float4 (65504.0f);
-    uint4  _S17 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S15, _S16), clamp_0(make_float4 (0.0625f) * b_2, _S15, _S16));
-    return _S17;
+    float4  _S16 = make_float4 (-65504.0f);
+    float4  _S17 = make_float4 (65504.0f);
+    uint4  _S18 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S16, _S17), clamp_0(make_float4 (0.0625f) * b_2, _S16, _S17));
+    return _S18;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Step_0 * step_0, uint column_1, uint downs_0)
 {
     FixedArray<FixedArray<uint4 , 2> , 2>  left_0;
-    uint4  _S18 = Q8_0Eights_decode_0(&step_0->weights_0[0U], column_1);
-    left_0[0U][int(0)] = _S18;
-    uint4  _S19 = Q8_0Eights_decode_0(&step_0->weights_0[1U], column_1);
-    left_0[0U][int(1)] = _S19;
-    uint4  _S20 = Q8_0Eights_decode_0(&step_0->weights_0[2U], column_1);
-    left_0[1U][int(0)] = _S20;
-    uint4  _S21 = Q8_0Eights_decode_0(&step_0->weights_0[3U], column_1);
-    left_0[1U][int(1)] = _S21;
+    uint4  _S19 = Q8_0Eights_decode_0(&step_0->weights_0[0U], column_1);
+    left_0[0U][int(0)] = _S19;
+    uint4  _S20 = Q8_0Eights_decode_0(&step_0->weights_0[1U], column_1);
+    left_0[0U][int(1)] = _S20;
+    uint4  _S21 = Q8_0Eights_decode_0(&step_0->weights_0[2U], column_1);
+    left_0[1U][int(0)] = _S21;
+    uint4  _S22 = Q8_0Eights_decode_0(&step_0->weights_0[3U], column_1);
+    left_0[1U][int(1)] = _S22;
     if(0U < downs_0)
     {
-        uint4  _S22 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
-        uint2  _S23 = uint2 {_S22.x, _S22.y};
-        float4  _S24 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S23), ((*sums_0)[0U][0U])));
-        uint2  _S25 = uint2 {_S22.z, _S22.w};
-        float4  _S26 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S25), (_S24)));
-        (*sums_0)[0U][0U] = _S26;
-        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S23), ((*sums_0)[1U][0U])));
-        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S25), (_S27)));
-        (*sums_0)[1U][0U] = _S28;
+        uint4  _S23 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
+        uint2  _S24 = uint2 {_S23.x, _S23.y};
+        float4  _S25 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S24), ((*sums_0)[0U][0U])));
+        uint2  _S26 = uint2 {_S23.z, _S23.w};
+        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S26), (_S25)));
+        (*sums_0)[0U][0U] = _S27;
+        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S24), ((*sums_0)[1U][0U])));
+        float4  _S29 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S26), (_S28)));
+        (*sums_0)[1U][0U] = _S29;
     }
     if(1U < downs_0)
     {
-        uint4  _S29 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
-        uint2  _S30 = uint2 {_S29.x, _S29.y};
-        float4  _S31 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S30), ((*sums_0)[0U][1U])));
-        uint2  _S32 = uint2 {_S29.z, _S29.w};
-        float4  _S33 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S32), (_S31)));
-        (*sums_0)[0U][1U] = _S33;
-        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S30), ((*sums_0)[1U][1U])));
-        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S32), (_S34)));
-        (*sums_0)[1U][1U] = _S35;
+        uint4  _S30 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
+        uint2  _S31 = uint2 {_S30.x, _S30.y};
+        float4  _S32 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S31), ((*sums_0)[0U][1U])));
+        uint2  _S33 = uint2 {_S30.z, _S30.w};
+        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S33), (_S32)));
+        (*sums_0)[0U][1U] = _S34;
+        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S31), ((*sums_0)[1U][1U])));
+        float4  _S36 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S33), (_S35)));
+        (*sums_0)[1U][1U] = _S36;
     }
     if(2U < downs_0)
     {
-        uint4  _S36 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
-        uint2  _S37 = uint2 {_S36.x, _S36.y};
-        float4  _S38 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S37), ((*sums_0)[0U][2U])));
-        uint2  _S39 = uint2 {_S36.z, _S36.w};
-        float4  _S40 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S39), (_S38)));
-        (*sums_0)[0U][2U] = _S40;
-        float4  _S41 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S37), ((*sums_0)[1U][2U])));
-        float4  _S42 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S39), (_S41)));
-        (*sums_0)[1U][2U] = _S42;
+        uint4  _S37 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
+        uint2  _S38 = uint2 {_S37.x, _S37.y};
+        float4  _S39 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S38), ((*sums_0)[0U][2U])));
+        uint2  _S40 = uint2 {_S37.z, _S37.w};
+        float4  _S41 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S40), (_S39)));
+        (*sums_0)[0U][2U] = _S41;
+        float4  _S42 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S38), ((*sums_0)[1U][2U])));
+        float4  _S43 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S40), (_S42)));
+        (*sums_0)[1U][2U] = _S43;
     }
     if(3U < downs_0)
     {
-        uint4  _S43 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
-        uint2  _S44 = uint2 {_S43.x, _S43.y};
-        float4  _S45 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S44), ((*sums_0)[0U][3U])));
-        uint2  _S46 = uint2 {_S43.z, _S43.w};
-        float4  _S47 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S46), (_S45)));
-        (*sums_0)[0U][3U] = _S47;
-        float4  _S48 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S44), ((*sums_0)[1U][3U])));
-        float4  _S49 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S46), (_S48)));
-        (*sums_0)[1U][3U] = _S49;
+        uint4  _S44 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
+        uint2  _S45 = uint2 {_S44.x, _S44.y};
+        float4  _S46 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S45), ((*sums_0)[0U][3U])));
+        uint2  _S47 = uint2 {_S44.z, _S44.w};
+        float4  _S48 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S47), (_S46)));
+        (*sums_0)[0U][3U] = _S48;
+        float4  _S49 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S45), ((*sums_0)[1U][3U])));
+        float4  _S50 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S47), (_S49)));
+        (*sums_0)[1U][3U] = _S50;
     }
     return;
 }
@@ -224,104 +230,104 @@ struct Operands_0
 
 __device__ Bytes_0 Bytes_fetch_0(StructuredBuffer<uint> words_1, uint offset_0, uint block_0, uint first_0)
 {
-    uint _S50 = offset_0 + first_0 / 2U;
+    uint _S51 = offset_0 + first_0 / 2U;
     Bytes_0 result_2;
-    uint _S51 = block_0 % 2U;
-    (&result_2)->odd_0 = _S51;
-    uint _S52 = __ldg((&(words_1)[offset_0 + block_0 / 2U]));
-    (&result_2)->scale_0 = _S52;
-    uint _S53 = __ldg((&(words_1)[_S50]));
-    uint _S54 = __ldg((&(words_1)[_S50 + 1U]));
-    uint _S55 = __ldg((&(words_1)[_S50 + 2U - _S51]));
-    (&result_2)->words_0 = make_uint3 (_S53, _S54, _S55);
+    uint _S52 = block_0 % 2U;
+    (&result_2)->odd_0 = _S52;
+    uint _S53 = __ldg((&(words_1)[offset_0 + block_0 / 2U]));
+    (&result_2)->scale_0 = _S53;
+    uint _S54 = __ldg((&(words_1)[_S51]));
+    uint _S55 = __ldg((&(words_1)[_S51 + 1U]));
+    uint _S56 = __ldg((&(words_1)[_S51 + 2U - _S52]));
+    (&result_2)->words_0 = make_uint3 (_S54, _S55, _S56);
     return result_2;
 }
 
 __device__ Bytes_0 Q8_0Eights_fetch_0(StructuredBuffer<uint> words_2, uint offset_1, uint columns_0, uint row_0, uint column_2)
 {
-    uint _S56 = (row_0 * (columns_0 / 32U) + column_2 / 32U) * 17U;
-    return Bytes_fetch_0(words_2, offset_1, _S56, _S56 + 1U + column_2 % 32U / 2U);
+    uint _S57 = (row_0 * (columns_0 / 32U) + column_2 / 32U) * 17U;
+    return Bytes_fetch_0(words_2, offset_1, _S57, _S57 + 1U + column_2 % 32U / 2U);
 }
 
 __device__ Step_0 Operands_load_0(Operands_0 * this_2, uint column_3, uint row_1)
 {
     Step_0 step_1;
-    StructuredBuffer<uint> _S57 = this_2->weight_0;
-    uint _S58 = (&this_2->p_0)->weight_offset_0;
-    uint _S59 = (&this_2->p_0)->k_0;
-    uint _S60 = this_2->side_0;
-    uint _S61 = (&this_2->p_0)->n_0 - 1U;
-    (&step_1)->weights_0[0U] = Q8_0Eights_fetch_0(this_2->weight_0, (&this_2->p_0)->weight_offset_0, (&this_2->p_0)->k_0, (U32_min((this_2->side_0 + row_1), (_S61))), column_3);
-    (&step_1)->weights_0[1U] = Q8_0Eights_fetch_0(_S57, _S58, _S59, (U32_min((_S60 + 8U + row_1), (_S61))), column_3);
-    (&step_1)->weights_0[2U] = Q8_0Eights_fetch_0(_S57, _S58, _S59, (U32_min((_S60 + 16U + row_1), (_S61))), column_3);
-    (&step_1)->weights_0[3U] = Q8_0Eights_fetch_0(_S57, _S58, _S59, (U32_min((_S60 + 24U + row_1), (_S61))), column_3);
-    int4  _S62 = make_int4 (int(0));
-    float4  _S63 = make_float4 ((float)_S62.x, (float)_S62.y, (float)_S62.z, (float)_S62.w);
-    (&step_1)->x_0[0U][int(0)] = _S63;
-    (&step_1)->x_0[0U][int(1)] = _S63;
-    uint _S64 = this_2->top_0;
-    uint _S65 = this_2->rows_1;
+    StructuredBuffer<uint> _S58 = this_2->weight_0;
+    uint _S59 = (&this_2->p_0)->weight_offset_0;
+    uint _S60 = (&this_2->p_0)->k_0;
+    uint _S61 = this_2->side_0;
+    uint _S62 = (&this_2->p_0)->n_0 - 1U;
+    (&step_1)->weights_0[0U] = Q8_0Eights_fetch_0(this_2->weight_0, (&this_2->p_0)->weight_offset_0, (&this_2->p_0)->k_0, (U32_min((this_2->side_0 + row_1), (_S62))), column_3);
+    (&step_1)->weights_0[1U] = Q8_0Eights_fetch_0(_S58, _S59, _S60, (U32_min((_S61 + 8U + row_1), (_S62))), column_3);
+    (&step_1)->weights_0[2U] = Q8_0Eights_fetch_0(_S58, _S59, _S60, (U32_min((_S61 + 16U + row_1), (_S62))), column_3);
+    (&step_1)->weights_0[3U] = Q8_0Eights_fetch_0(_S58, _S59, _S60, (U32_min((_S61 + 24U + row_1), (_S62))), column_3);
+    int4  _S63 = make_int4 (int(0));
+    float4  _S64 = make_float4 ((float)_S63.x, (float)_S63.y, (float)_S63.z, (float)_S63.w);
+    (&step_1)->x_0[0U][int(0)] = _S64;
+    (&step_1)->x_0[0U][int(1)] = _S64;
+    uint _S65 = this_2->top_0;
+    uint _S66 = this_2->rows_1;
     if((this_2->top_0) < (this_2->rows_1))
     {
-        uint _S66 = ((&this_2->p_0)->x_offset_0 + (U32_min((_S64 + row_1), (_S65 - 1U))) * (&this_2->p_0)->x_stride_0 + column_3) / 4U;
-        StructuredBuffer<float4 > _S67 = this_2->x_4;
-        float4  _S68 = __ldg((&(this_2->x_4)[_S66]));
-        float4  _S69 = __ldg((&(_S67)[_S66 + 1U]));
-        (&step_1)->x_0[0U][int(0)] = _S68;
-        (&step_1)->x_0[0U][int(1)] = _S69;
+        uint _S67 = ((&this_2->p_0)->x_offset_0 + (U32_min((_S65 + row_1), (_S66 - 1U))) * (&this_2->p_0)->x_stride_0 + column_3) / 4U;
+        StructuredBuffer<float4 > _S68 = this_2->x_4;
+        float4  _S69 = __ldg((&(this_2->x_4)[_S67]));
+        float4  _S70 = __ldg((&(_S68)[_S67 + 1U]));
+        (&step_1)->x_0[0U][int(0)] = _S69;
+        (&step_1)->x_0[0U][int(1)] = _S70;
     }
-    (&step_1)->x_0[1U][int(0)] = _S63;
-    (&step_1)->x_0[1U][int(1)] = _S63;
-    uint _S70 = _S64 + 8U;
-    if(_S70 < _S65)
+    (&step_1)->x_0[1U][int(0)] = _S64;
+    (&step_1)->x_0[1U][int(1)] = _S64;
+    uint _S71 = _S65 + 8U;
+    if(_S71 < _S66)
     {
-        uint _S71 = ((&this_2->p_0)->x_offset_0 + (U32_min((_S70 + row_1), (_S65 - 1U))) * (&this_2->p_0)->x_stride_0 + column_3) / 4U;
-        StructuredBuffer<float4 > _S72 = this_2->x_4;
-        float4  _S73 = __ldg((&(this_2->x_4)[_S71]));
-        float4  _S74 = __ldg((&(_S72)[_S71 + 1U]));
-        (&step_1)->x_0[1U][int(0)] = _S73;
-        (&step_1)->x_0[1U][int(1)] = _S74;
+        uint _S72 = ((&this_2->p_0)->x_offset_0 + (U32_min((_S71 + row_1), (_S66 - 1U))) * (&this_2->p_0)->x_stride_0 + column_3) / 4U;
+        StructuredBuffer<float4 > _S73 = this_2->x_4;
+        float4  _S74 = __ldg((&(this_2->x_4)[_S72]));
+        float4  _S75 = __ldg((&(_S73)[_S72 + 1U]));
+        (&step_1)->x_0[1U][int(0)] = _S74;
+        (&step_1)->x_0[1U][int(1)] = _S75;
     }
-    (&step_1)->x_0[2U][int(0)] = _S63;
-    (&step_1)->x_0[2U][int(1)] = _S63;
-    uint _S75 = _S64 + 16U;
-    if(_S75 < _S65)
+    (&step_1)->x_0[2U][int(0)] = _S64;
+    (&step_1)->x_0[2U][int(1)] = _S64;
+    uint _S76 = _S65 + 16U;
+    if(_S76 < _S66)
     {
-        uint _S76 = ((&this_2->p_0)->x_offset_0 + (U32_min((_S75 + row_1), (_S65 - 1U))) * (&this_2->p_0)->x_stride_0 + column_3) / 4U;
-        StructuredBuffer<float4 > _S77 = this_2->x_4;
-        float4  _S78 = __ldg((&(this_2->x_4)[_S76]));
-        float4  _S79 = __ldg((&(_S77)[_S76 + 1U]));
-        (&step_1)->x_0[2U][int(0)] = _S78;
-        (&step_1)->x_0[2U][int(1)] = _S79;
+        uint _S77 = ((&this_2->p_0)->x_offset_0 + (U32_min((_S76 + row_1), (_S66 - 1U))) * (&this_2->p_0)->x_stride_0 + column_3) / 4U;
+        StructuredBuffer<float4 > _S78 = this_2->x_4;
+        float4  _S79 = __ldg((&(this_2->x_4)[_S77]));
+        float4  _S80 = __ldg((&(_S78)[_S77 + 1U]));
+        (&step_1)->x_0[2U][int(0)] = _S79;
+        (&step_1)->x_0[2U][int(1)] = _S80;
     }
-    (&step_1)->x_0[3U][int(0)] = _S63;
-    (&step_1)->x_0[3U][int(1)] = _S63;
-    uint _S80 = _S64 + 24U;
-    if(_S80 < _S65)
+    (&step_1)->x_0[3U][int(0)] = _S64;
+    (&step_1)->x_0[3U][int(1)] = _S64;
+    uint _S81 = _S65 + 24U;
+    if(_S81 < _S66)
     {
-        uint _S81 = ((&this_2->p_0)->x_offset_0 + (U32_min((_S80 + row_1), (_S65 - 1U))) * (&this_2->p_0)->x_stride_0 + column_3) / 4U;
-        StructuredBuffer<float4 > _S82 = this_2->x_4;
-        float4  _S83 = __ldg((&(this_2->x_4)[_S81]));
-        float4  _S84 = __ldg((&(_S82)[_S81 + 1U]));
-        (&step_1)->x_0[3U][int(0)] = _S83;
-        (&step_1)->x_0[3U][int(1)] = _S84;
+        uint _S82 = ((&this_2->p_0)->x_offset_0 + (U32_min((_S81 + row_1), (_S66 - 1U))) * (&this_2->p_0)->x_stride_0 + column_3) / 4U;
+        StructuredBuffer<float4 > _S83 = this_2->x_4;
+        float4  _S84 = __ldg((&(this_2->x_4)[_S82]));
+        float4  _S85 = __ldg((&(_S83)[_S82 + 1U]));
+        (&step_1)->x_0[3U][int(0)] = _S84;
+        (&step_1)->x_0[3U][int(1)] = _S85;
     }
     return step_1;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_1, uint rows_2)
 {
-    uint _S85;
+    uint _S86;
     if(offset_2 == 4294967295U)
     {
-        _S85 = rows_2;
+        _S86 = rows_2;
     }
     else
     {
-        uint _S86 = __ldg((&(batch_0)[offset_2]));
-        _S85 = (U32_min(((U32_max((_S86), (first_1))) - first_1), (rows_2)));
+        uint _S87 = __ldg((&(batch_0)[offset_2]));
+        _S86 = (U32_min(((U32_max((_S87), (first_1))) - first_1), (rows_2)));
     }
-    return _S85;
+    return _S86;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -333,130 +339,130 @@ __device__ __shared__ FixedArray<float, 8448>  partial_0;
 
 __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S87 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S88 = (p_1->rows_0 + 32U - 1U) / 32U;
-    uint _S89 = group_number_0(group_1) * 2U + group_1.z;
-    uint _S90 = thread_0 % 32U;
-    uint _S91 = thread_0 / 32U;
-    uint _S92 = _S91 % 2U;
-    uint _S93 = _S89 / _S88;
-    uint _S94 = _S93 * 128U;
+    uint _S88 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S89 = (p_1->rows_0 + 32U - 1U) / 32U;
+    uint _S90 = group_number_0(group_1) * 2U + group_1.z;
+    uint _S91 = thread_0 % 32U;
+    uint _S92 = thread_0 / 32U;
+    uint _S93 = _S92 % 2U;
+    uint _S94 = _S90 / _S89;
+    uint _S95 = _S94 * 128U;
     Operands_0 operands_0;
     (&operands_0)->x_4 = x_5;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    uint _S95 = _S89 % _S88;
-    (&operands_0)->top_0 = _S95 * 32U;
-    (&operands_0)->side_0 = _S94 + _S91 / 2U * 32U;
-    (&operands_0)->rows_1 = _S87;
-    uint _S96 = p_1->n_0;
-    bool _S97;
-    if(_S94 >= (p_1->n_0))
+    uint _S96 = _S90 % _S89;
+    (&operands_0)->top_0 = _S96 * 32U;
+    (&operands_0)->side_0 = _S95 + _S92 / 2U * 32U;
+    (&operands_0)->rows_1 = _S88;
+    uint _S97 = p_1->n_0;
+    bool _S98;
+    if(_S95 >= (p_1->n_0))
     {
-        _S97 = true;
+        _S98 = true;
     }
     else
     {
-        _S97 = ((&operands_0)->top_0) >= _S87;
+        _S98 = ((&operands_0)->top_0) >= _S88;
     }
-    if(_S97)
+    if(_S98)
     {
         return;
     }
     FixedArray<FixedArray<float4 , 4> , 2>  sums_1;
-    int4  _S98 = make_int4 (int(0));
-    float4  _S99 = make_float4 ((float)_S98.x, (float)_S98.y, (float)_S98.z, (float)_S98.w);
-    sums_1[0U][0U] = _S99;
-    sums_1[0U][1U] = _S99;
-    sums_1[0U][2U] = _S99;
-    sums_1[0U][3U] = _S99;
-    sums_1[1U][0U] = _S99;
-    sums_1[1U][1U] = _S99;
-    sums_1[1U][2U] = _S99;
-    sums_1[1U][3U] = _S99;
-    uint _S100 = (_S87 - (&operands_0)->top_0 + 7U) / 8U;
-    uint _S101 = _S90 / 4U;
-    uint _S102 = _S90 % 4U;
-    uint _S103 = _S102 * 8U;
-    uint _S104 = _S92 * 32U;
-    uint column_4 = _S104 + _S103;
-    uint _S105 = p_1->k_0;
+    int4  _S99 = make_int4 (int(0));
+    float4  _S100 = make_float4 ((float)_S99.x, (float)_S99.y, (float)_S99.z, (float)_S99.w);
+    sums_1[0U][0U] = _S100;
+    sums_1[0U][1U] = _S100;
+    sums_1[0U][2U] = _S100;
+    sums_1[0U][3U] = _S100;
+    sums_1[1U][0U] = _S100;
+    sums_1[1U][1U] = _S100;
+    sums_1[1U][2U] = _S100;
+    sums_1[1U][3U] = _S100;
+    uint _S101 = (_S88 - (&operands_0)->top_0 + 7U) / 8U;
+    uint _S102 = _S91 / 4U;
+    uint _S103 = _S91 % 4U;
+    uint _S104 = _S103 * 8U;
+    uint _S105 = _S93 * 32U;
+    uint column_4 = _S105 + _S104;
+    uint _S106 = p_1->k_0;
     uint e_0;
-    if(_S104 < (p_1->k_0))
+    if(_S105 < (p_1->k_0))
     {
-        Operands_0 _S106 = operands_0;
-        Step_0 _S107 = Operands_load_0(&_S106, column_4, _S101);
-        e_0 = _S104;
-        Step_0 step_2 = _S107;
+        Operands_0 _S107 = operands_0;
+        Step_0 _S108 = Operands_load_0(&_S107, column_4, _S102);
+        e_0 = _S105;
+        Step_0 step_2 = _S108;
         uint column_5 = column_4;
         for(;;)
         {
-            if(e_0 < _S105)
+            if(e_0 < _S106)
             {
             }
             else
             {
                 break;
             }
-            uint _S108 = e_0 + 64U;
-            uint _S109 = (U32_min((_S108), ((_S105 / 32U - 1U) * 32U))) + _S103;
-            Operands_0 _S110 = operands_0;
-            Step_0 _S111 = Operands_load_0(&_S110, _S109, _S101);
-            Step_0 _S112 = step_2;
-            multiply_0(&sums_1, &_S112, column_5, _S100);
-            e_0 = _S108;
-            step_2 = _S111;
-            column_5 = _S109;
+            uint _S109 = e_0 + 64U;
+            uint _S110 = (U32_min((_S109), ((_S106 / 32U - 1U) * 32U))) + _S104;
+            Operands_0 _S111 = operands_0;
+            Step_0 _S112 = Operands_load_0(&_S111, _S110, _S102);
+            Step_0 _S113 = step_2;
+            multiply_0(&sums_1, &_S113, column_5, _S101);
+            e_0 = _S109;
+            step_2 = _S112;
+            column_5 = _S110;
         }
     }
-    uint _S113 = _S102 * 2U;
-    uint _S114 = _S91 * 32U;
-    uint _S115 = (_S114 + _S113) * 33U;
-    (*&partial_0)[_S115 + _S101] = *&((&sums_1[0U][0U])->x);
-    uint _S116 = (_S114 + (_S113 + 1U)) * 33U;
-    (*&partial_0)[_S116 + _S101] = *&((&sums_1[0U][0U])->y);
-    uint _S117 = _S101 + 8U;
-    (*&partial_0)[_S115 + _S117] = *&((&sums_1[0U][0U])->z);
-    (*&partial_0)[_S116 + _S117] = *&((&sums_1[0U][0U])->w);
-    uint _S118 = 8U + _S113;
-    uint _S119 = (_S114 + _S118) * 33U;
-    (*&partial_0)[_S119 + _S101] = *&((&sums_1[0U][1U])->x);
-    uint _S120 = (_S114 + (_S118 + 1U)) * 33U;
-    (*&partial_0)[_S120 + _S101] = *&((&sums_1[0U][1U])->y);
-    (*&partial_0)[_S119 + _S117] = *&((&sums_1[0U][1U])->z);
-    (*&partial_0)[_S120 + _S117] = *&((&sums_1[0U][1U])->w);
-    uint _S121 = 16U + _S113;
-    uint _S122 = (_S114 + _S121) * 33U;
-    (*&partial_0)[_S122 + _S101] = *&((&sums_1[0U][2U])->x);
-    uint _S123 = (_S114 + (_S121 + 1U)) * 33U;
-    (*&partial_0)[_S123 + _S101] = *&((&sums_1[0U][2U])->y);
-    (*&partial_0)[_S122 + _S117] = *&((&sums_1[0U][2U])->z);
-    (*&partial_0)[_S123 + _S117] = *&((&sums_1[0U][2U])->w);
-    uint _S124 = 24U + _S113;
-    uint _S125 = (_S114 + _S124) * 33U;
-    (*&partial_0)[_S125 + _S101] = *&((&sums_1[0U][3U])->x);
-    uint _S126 = (_S114 + (_S124 + 1U)) * 33U;
-    (*&partial_0)[_S126 + _S101] = *&((&sums_1[0U][3U])->y);
-    (*&partial_0)[_S125 + _S117] = *&((&sums_1[0U][3U])->z);
-    (*&partial_0)[_S126 + _S117] = *&((&sums_1[0U][3U])->w);
-    uint _S127 = 16U + _S101;
-    (*&partial_0)[_S115 + _S127] = *&((&sums_1[1U][0U])->x);
-    (*&partial_0)[_S116 + _S127] = *&((&sums_1[1U][0U])->y);
-    uint _S128 = _S127 + 8U;
-    (*&partial_0)[_S115 + _S128] = *&((&sums_1[1U][0U])->z);
-    (*&partial_0)[_S116 + _S128] = *&((&sums_1[1U][0U])->w);
-    (*&partial_0)[_S119 + _S127] = *&((&sums_1[1U][1U])->x);
-    (*&partial_0)[_S120 + _S127] = *&((&sums_1[1U][1U])->y);
-    (*&partial_0)[_S119 + _S128] = *&((&sums_1[1U][1U])->z);
-    (*&partial_0)[_S120 + _S128] = *&((&sums_1[1U][1U])->w);
-    (*&partial_0)[_S122 + _S127] = *&((&sums_1[1U][2U])->x);
-    (*&partial_0)[_S123 + _S127] = *&((&sums_1[1U][2U])->y);
-    (*&partial_0)[_S122 + _S128] = *&((&sums_1[1U][2U])->z);
-    (*&partial_0)[_S123 + _S128] = *&((&sums_1[1U][2U])->w);
-    (*&partial_0)[_S125 + _S127] = *&((&sums_1[1U][3U])->x);
-    (*&partial_0)[_S126 + _S127] = *&((&sums_1[1U][3U])->y);
-    (*&partial_0)[_S125 + _S128] = *&((&sums_1[1U][3U])->z);
-    (*&partial_0)[_S126 + _S128] = *&((&sums_1[1U][3U])->w);
+    uint _S114 = _S103 * 2U;
+    uint _S115 = _S92 * 32U;
+    uint _S116 = (_S115 + _S114) * 33U;
+    (*&partial_0)[_S116 + _S102] = *&((&sums_1[0U][0U])->x);
+    uint _S117 = (_S115 + (_S114 + 1U)) * 33U;
+    (*&partial_0)[_S117 + _S102] = *&((&sums_1[0U][0U])->y);
+    uint _S118 = _S102 + 8U;
+    (*&partial_0)[_S116 + _S118] = *&((&sums_1[0U][0U])->z);
+    (*&partial_0)[_S117 + _S118] = *&((&sums_1[0U][0U])->w);
+    uint _S119 = 8U + _S114;
+    uint _S120 = (_S115 + _S119) * 33U;
+    (*&partial_0)[_S120 + _S102] = *&((&sums_1[0U][1U])->x);
+    uint _S121 = (_S115 + (_S119 + 1U)) * 33U;
+    (*&partial_0)[_S121 + _S102] = *&((&sums_1[0U][1U])->y);
+    (*&partial_0)[_S120 + _S118] = *&((&sums_1[0U][1U])->z);
+    (*&partial_0)[_S121 + _S118] = *&((&sums_1[0U][1U])->w);
+    uint _S122 = 16U + _S114;
+    uint _S123 = (_S115 + _S122) * 33U;
+    (*&partial_0)[_S123 + _S102] = *&((&sums_1[0U][2U])->x);
+    uint _S124 = (_S115 + (_S122 + 1U)) * 33U;
+    (*&partial_0)[_S124 + _S102] = *&((&sums_1[0U][2U])->y);
+    (*&partial_0)[_S123 + _S118] = *&((&sums_1[0U][2U])->z);
+    (*&partial_0)[_S124 + _S118] = *&((&sums_1[0U][2U])->w);
+    uint _S125 = 24U + _S114;
+    uint _S126 = (_S115 + _S125) * 33U;
+    (*&partial_0)[_S126 + _S102] = *&((&sums_1[0U][3U])->x);
+    uint _S127 = (_S115 + (_S125 + 1U)) * 33U;
+    (*&partial_0)[_S127 + _S102] = *&((&sums_1[0U][3U])->y);
+    (*&partial_0)[_S126 + _S118] = *&((&sums_1[0U][3U])->z);
+    (*&partial_0)[_S127 + _S118] = *&((&sums_1[0U][3U])->w);
+    uint _S128 = 16U + _S102;
+    (*&partial_0)[_S116 + _S128] = *&((&sums_1[1U][0U])->x);
+    (*&partial_0)[_S117 + _S128] = *&((&sums_1[1U][0U])->y);
+    uint _S129 = _S128 + 8U;
+    (*&partial_0)[_S116 + _S129] = *&((&sums_1[1U][0U])->z);
+    (*&partial_0)[_S117 + _S129] = *&((&sums_1[1U][0U])->w);
+    (*&partial_0)[_S120 + _S128] = *&((&sums_1[1U][1U])->x);
+    (*&partial_0)[_S121 + _S128] = *&((&sums_1[1U][1U])->y);
+    (*&partial_0)[_S120 + _S129] = *&((&sums_1[1U][1U])->z);
+    (*&partial_0)[_S121 + _S129] = *&((&sums_1[1U][1U])->w);
+    (*&partial_0)[_S123 + _S128] = *&((&sums_1[1U][2U])->x);
+    (*&partial_0)[_S124 + _S128] = *&((&sums_1[1U][2U])->y);
+    (*&partial_0)[_S123 + _S129] = *&((&sums_1[1U][2U])->z);
+    (*&partial_0)[_S124 + _S129] = *&((&sums_1[1U][2U])->w);
+    (*&partial_0)[_S126 + _S128] = *&((&sums_1[1U][3U])->x);
+    (*&partial_0)[_S127 + _S128] = *&((&sums_1[1U][3U])->y);
+    (*&partial_0)[_S126 + _S129] = *&((&sums_1[1U][3U])->z);
+    (*&partial_0)[_S127 + _S129] = *&((&sums_1[1U][3U])->w);
     __syncthreads();
     e_0 = thread_0;
     for(;;)
@@ -468,35 +474,35 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
         {
             break;
         }
-        uint _S129 = e_0 / 128U;
-        uint _S130 = e_0 % 128U;
-        if(((&operands_0)->top_0 + _S129) >= _S87)
+        uint _S130 = e_0 / 128U;
+        uint _S131 = e_0 % 128U;
+        if(((&operands_0)->top_0 + _S130) >= _S88)
         {
-            _S97 = true;
+            _S98 = true;
         }
         else
         {
-            _S97 = (_S94 + _S130) >= _S96;
+            _S98 = (_S95 + _S131) >= _S97;
         }
-        if(_S97)
+        if(_S98)
         {
             e_0 = e_0 + 256U;
             continue;
         }
-        uint _S131 = _S130 % 32U;
-        float sum_0 = (*&partial_0)[(_S130 / 32U * 2U * 32U + _S129) * 33U + _S131] + (*&partial_0)[((_S130 / 32U * 2U + 1U) * 32U + _S129) * 33U + _S131];
-        uint _S132 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S129) * p_1->out_stride_0 + _S94 + _S130;
-        float * _S133 = (&(result_3)[_S132]);
-        float _S134;
+        uint _S132 = _S131 % 32U;
+        float sum_0 = (*&partial_0)[(_S131 / 32U * 2U * 32U + _S130) * 33U + _S132] + (*&partial_0)[((_S131 / 32U * 2U + 1U) * 32U + _S130) * 33U + _S132];
+        uint _S133 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S130) * p_1->out_stride_0 + _S95 + _S131;
+        float * _S134 = (&(result_3)[_S133]);
+        float _S135;
         if((p_1->accumulate_0) != 0U)
         {
-            _S134 = *(&(result_3)[_S132]) + sum_0 / 0.0625f;
+            _S135 = *(&(result_3)[_S133]) + sum_0 / 0.0625f;
         }
         else
         {
-            _S134 = sum_0 / 0.0625f;
+            _S135 = sum_0 / 0.0625f;
         }
-        *_S133 = _S134;
+        *_S134 = _S135;
         e_0 = e_0 + 256U;
     }
     return;
@@ -504,8 +510,8 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
 
 extern "C" __global__ void gemm_few4_q8_0(StructuredBuffer<float4 > x_6, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S135 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S136 = p_2;
-    gemm_0(blockIdx, _S135, x_6, weight_2, result_4, batch_2, &_S136);
+    uint _S136 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S137 = p_2;
+    gemm_0(blockIdx, _S136, x_6, weight_2, result_4, batch_2, &_S137);
     return;
 }

@@ -70,21 +70,27 @@ __device__ float4  clamp_0(float4  x_3, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_3, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S5, _S6), clamp_0(make_float4 (0.0625f) * b_1, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S6, _S7), clamp_0(make_float4 (0.0625f) * b_1, _S6, _S7));
+    return _S8;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Step_0 * step_0, uint column_1, uint downs_0)
@@ -96,51 +102,51 @@ __device__ void multiply_0(FixedArray<FixedArray<float4 , 4> , 2>  * sums_0, Ste
     left_0[1U][int(1)] = Others_decode_0(step_0->weights_0[3U], column_1);
     if(0U < downs_0)
     {
-        uint4  _S8 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
-        uint2  _S9 = uint2 {_S8.x, _S8.y};
-        float4  _S10 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S9), ((*sums_0)[0U][0U])));
-        uint2  _S11 = uint2 {_S8.z, _S8.w};
-        float4  _S12 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S11), (_S10)));
-        (*sums_0)[0U][0U] = _S12;
-        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S9), ((*sums_0)[1U][0U])));
-        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S11), (_S13)));
-        (*sums_0)[1U][0U] = _S14;
+        uint4  _S9 = scaled_halves_0(step_0->x_0[0U][int(0)], step_0->x_0[0U][int(1)]);
+        uint2  _S10 = uint2 {_S9.x, _S9.y};
+        float4  _S11 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S10), ((*sums_0)[0U][0U])));
+        uint2  _S12 = uint2 {_S9.z, _S9.w};
+        float4  _S13 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S12), (_S11)));
+        (*sums_0)[0U][0U] = _S13;
+        float4  _S14 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S10), ((*sums_0)[1U][0U])));
+        float4  _S15 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S12), (_S14)));
+        (*sums_0)[1U][0U] = _S15;
     }
     if(1U < downs_0)
     {
-        uint4  _S15 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
-        uint2  _S16 = uint2 {_S15.x, _S15.y};
-        float4  _S17 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S16), ((*sums_0)[0U][1U])));
-        uint2  _S18 = uint2 {_S15.z, _S15.w};
-        float4  _S19 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S18), (_S17)));
-        (*sums_0)[0U][1U] = _S19;
-        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S16), ((*sums_0)[1U][1U])));
-        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S18), (_S20)));
-        (*sums_0)[1U][1U] = _S21;
+        uint4  _S16 = scaled_halves_0(step_0->x_0[1U][int(0)], step_0->x_0[1U][int(1)]);
+        uint2  _S17 = uint2 {_S16.x, _S16.y};
+        float4  _S18 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S17), ((*sums_0)[0U][1U])));
+        uint2  _S19 = uint2 {_S16.z, _S16.w};
+        float4  _S20 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S19), (_S18)));
+        (*sums_0)[0U][1U] = _S20;
+        float4  _S21 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S17), ((*sums_0)[1U][1U])));
+        float4  _S22 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S19), (_S21)));
+        (*sums_0)[1U][1U] = _S22;
     }
     if(2U < downs_0)
     {
-        uint4  _S22 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
-        uint2  _S23 = uint2 {_S22.x, _S22.y};
-        float4  _S24 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S23), ((*sums_0)[0U][2U])));
-        uint2  _S25 = uint2 {_S22.z, _S22.w};
-        float4  _S26 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S25), (_S24)));
-        (*sums_0)[0U][2U] = _S26;
-        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S23), ((*sums_0)[1U][2U])));
-        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S25), (_S27)));
-        (*sums_0)[1U][2U] = _S28;
+        uint4  _S23 = scaled_halves_0(step_0->x_0[2U][int(0)], step_0->x_0[2U][int(1)]);
+        uint2  _S24 = uint2 {_S23.x, _S23.y};
+        float4  _S25 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S24), ((*sums_0)[0U][2U])));
+        uint2  _S26 = uint2 {_S23.z, _S23.w};
+        float4  _S27 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S26), (_S25)));
+        (*sums_0)[0U][2U] = _S27;
+        float4  _S28 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S24), ((*sums_0)[1U][2U])));
+        float4  _S29 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S26), (_S28)));
+        (*sums_0)[1U][2U] = _S29;
     }
     if(3U < downs_0)
     {
-        uint4  _S29 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
-        uint2  _S30 = uint2 {_S29.x, _S29.y};
-        float4  _S31 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S30), ((*sums_0)[0U][3U])));
-        uint2  _S32 = uint2 {_S29.z, _S29.w};
-        float4  _S33 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S32), (_S31)));
-        (*sums_0)[0U][3U] = _S33;
-        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S30), ((*sums_0)[1U][3U])));
-        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S32), (_S34)));
-        (*sums_0)[1U][3U] = _S35;
+        uint4  _S30 = scaled_halves_0(step_0->x_0[3U][int(0)], step_0->x_0[3U][int(1)]);
+        uint2  _S31 = uint2 {_S30.x, _S30.y};
+        float4  _S32 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].x, left_0[0U][int(1)].x, left_0[0U][int(0)].y, left_0[0U][int(1)].y)), (_S31), ((*sums_0)[0U][3U])));
+        uint2  _S33 = uint2 {_S30.z, _S30.w};
+        float4  _S34 = (wasmetal_multiply_half((make_uint4 (left_0[0U][int(0)].z, left_0[0U][int(1)].z, left_0[0U][int(0)].w, left_0[0U][int(1)].w)), (_S33), (_S32)));
+        (*sums_0)[0U][3U] = _S34;
+        float4  _S35 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].x, left_0[1U][int(1)].x, left_0[1U][int(0)].y, left_0[1U][int(1)].y)), (_S31), ((*sums_0)[1U][3U])));
+        float4  _S36 = (wasmetal_multiply_half((make_uint4 (left_0[1U][int(0)].z, left_0[1U][int(1)].z, left_0[1U][int(0)].w, left_0[1U][int(1)].w)), (_S33), (_S35)));
+        (*sums_0)[1U][3U] = _S36;
     }
     return;
 }
@@ -177,113 +183,113 @@ __device__ float2  halves_0(uint word_0)
 
 __device__ float4  bytes_0(uint word_1)
 {
-    int4  _S36 = make_int4 (int(word_1 << int(24)), int(word_1 << int(16)), int(word_1 << int(8)), int(word_1)) >> make_int4 (int(24));
-    float4  _S37 = make_float4 ((float)_S36.x, (float)_S36.y, (float)_S36.z, (float)_S36.w);
-    return _S37;
+    int4  _S37 = make_int4 (int(word_1 << int(24)), int(word_1 << int(16)), int(word_1 << int(8)), int(word_1)) >> make_int4 (int(24));
+    float4  _S38 = make_float4 ((float)_S37.x, (float)_S37.y, (float)_S37.z, (float)_S37.w);
+    return _S38;
 }
 
 __device__ float4  Q8_16_four_0(StructuredBuffer<uint> words_0, uint offset_0, uint columns_0, uint row_0, uint column_2)
 {
-    uint _S38 = offset_0 + (row_0 * (columns_0 / 32U) + column_2 / 32U) * 10U;
-    uint _S39 = __ldg((&(words_0)[_S38]));
-    float2  _S40 = halves_0(_S39);
-    uint _S41 = __ldg((&(words_0)[_S38 + 1U]));
-    uint _S42 = column_2 % 32U;
-    float2  _S43 = _S40 * float2 {bytes_0(_S41 >> (_S42 / 16U * 8U)).x, bytes_0(_S41 >> (_S42 / 16U * 8U)).z};
-    float _S44 = _S43.x;
-    uint _S45 = __ldg((&(words_0)[_S38 + 2U + _S42 / 4U]));
-    return make_float4 (_S44) * bytes_0(_S45) - make_float4 (_S43.y);
+    uint _S39 = offset_0 + (row_0 * (columns_0 / 32U) + column_2 / 32U) * 10U;
+    uint _S40 = __ldg((&(words_0)[_S39]));
+    float2  _S41 = halves_0(_S40);
+    uint _S42 = __ldg((&(words_0)[_S39 + 1U]));
+    uint _S43 = column_2 % 32U;
+    float2  _S44 = _S41 * float2 {bytes_0(_S42 >> (_S43 / 16U * 8U)).x, bytes_0(_S42 >> (_S43 / 16U * 8U)).z};
+    float _S45 = _S44.x;
+    uint _S46 = __ldg((&(words_0)[_S39 + 2U + _S43 / 4U]));
+    return make_float4 (_S45) * bytes_0(_S46) - make_float4 (_S44.y);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_1, uint column_3)
 {
-    uint4  _S46 = eight_halves_0(Q8_16_four_0(words_1, offset_1, columns_1, row_1, column_3), Q8_16_four_0(words_1, offset_1, columns_1, row_1, column_3 + 4U));
-    return _S46;
+    uint4  _S47 = eight_halves_0(Q8_16_four_0(words_1, offset_1, columns_1, row_1, column_3), Q8_16_four_0(words_1, offset_1, columns_1, row_1, column_3 + 4U));
+    return _S47;
 }
 
 __device__ Step_0 Operands_load_0(Operands_0 * this_0, uint column_4, uint row_2)
 {
     Step_0 step_1;
-    StructuredBuffer<uint> _S47 = this_0->weight_0;
-    uint _S48 = (&this_0->p_0)->weight_offset_0;
-    uint _S49 = (&this_0->p_0)->k_0;
-    uint _S50 = this_0->side_0;
-    uint _S51 = (&this_0->p_0)->n_0 - 1U;
-    uint4  _S52 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S51))), column_4);
-    (&step_1)->weights_0[0U] = _S52;
-    uint4  _S53 = Others_fetch_0(_S47, _S48, _S49, (U32_min((_S50 + 8U + row_2), (_S51))), column_4);
-    (&step_1)->weights_0[1U] = _S53;
-    uint4  _S54 = Others_fetch_0(_S47, _S48, _S49, (U32_min((_S50 + 16U + row_2), (_S51))), column_4);
-    (&step_1)->weights_0[2U] = _S54;
-    uint4  _S55 = Others_fetch_0(_S47, _S48, _S49, (U32_min((_S50 + 24U + row_2), (_S51))), column_4);
-    (&step_1)->weights_0[3U] = _S55;
-    int4  _S56 = make_int4 (int(0));
-    float4  _S57 = make_float4 ((float)_S56.x, (float)_S56.y, (float)_S56.z, (float)_S56.w);
-    (&step_1)->x_0[0U][int(0)] = _S57;
-    (&step_1)->x_0[0U][int(1)] = _S57;
-    uint _S58 = this_0->top_0;
-    uint _S59 = this_0->rows_1;
+    StructuredBuffer<uint> _S48 = this_0->weight_0;
+    uint _S49 = (&this_0->p_0)->weight_offset_0;
+    uint _S50 = (&this_0->p_0)->k_0;
+    uint _S51 = this_0->side_0;
+    uint _S52 = (&this_0->p_0)->n_0 - 1U;
+    uint4  _S53 = Others_fetch_0(this_0->weight_0, (&this_0->p_0)->weight_offset_0, (&this_0->p_0)->k_0, (U32_min((this_0->side_0 + row_2), (_S52))), column_4);
+    (&step_1)->weights_0[0U] = _S53;
+    uint4  _S54 = Others_fetch_0(_S48, _S49, _S50, (U32_min((_S51 + 8U + row_2), (_S52))), column_4);
+    (&step_1)->weights_0[1U] = _S54;
+    uint4  _S55 = Others_fetch_0(_S48, _S49, _S50, (U32_min((_S51 + 16U + row_2), (_S52))), column_4);
+    (&step_1)->weights_0[2U] = _S55;
+    uint4  _S56 = Others_fetch_0(_S48, _S49, _S50, (U32_min((_S51 + 24U + row_2), (_S52))), column_4);
+    (&step_1)->weights_0[3U] = _S56;
+    int4  _S57 = make_int4 (int(0));
+    float4  _S58 = make_float4 ((float)_S57.x, (float)_S57.y, (float)_S57.z, (float)_S57.w);
+    (&step_1)->x_0[0U][int(0)] = _S58;
+    (&step_1)->x_0[0U][int(1)] = _S58;
+    uint _S59 = this_0->top_0;
+    uint _S60 = this_0->rows_1;
     if((this_0->top_0) < (this_0->rows_1))
     {
-        uint _S60 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S58 + row_2), (_S59 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S61 = this_0->x_4;
-        float4  _S62 = __ldg((&(this_0->x_4)[_S60]));
-        float4  _S63 = __ldg((&(_S61)[_S60 + 1U]));
-        (&step_1)->x_0[0U][int(0)] = _S62;
-        (&step_1)->x_0[0U][int(1)] = _S63;
+        uint _S61 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S59 + row_2), (_S60 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S62 = this_0->x_4;
+        float4  _S63 = __ldg((&(this_0->x_4)[_S61]));
+        float4  _S64 = __ldg((&(_S62)[_S61 + 1U]));
+        (&step_1)->x_0[0U][int(0)] = _S63;
+        (&step_1)->x_0[0U][int(1)] = _S64;
     }
-    (&step_1)->x_0[1U][int(0)] = _S57;
-    (&step_1)->x_0[1U][int(1)] = _S57;
-    uint _S64 = _S58 + 8U;
-    if(_S64 < _S59)
+    (&step_1)->x_0[1U][int(0)] = _S58;
+    (&step_1)->x_0[1U][int(1)] = _S58;
+    uint _S65 = _S59 + 8U;
+    if(_S65 < _S60)
     {
-        uint _S65 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S64 + row_2), (_S59 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S66 = this_0->x_4;
-        float4  _S67 = __ldg((&(this_0->x_4)[_S65]));
-        float4  _S68 = __ldg((&(_S66)[_S65 + 1U]));
-        (&step_1)->x_0[1U][int(0)] = _S67;
-        (&step_1)->x_0[1U][int(1)] = _S68;
+        uint _S66 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S65 + row_2), (_S60 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S67 = this_0->x_4;
+        float4  _S68 = __ldg((&(this_0->x_4)[_S66]));
+        float4  _S69 = __ldg((&(_S67)[_S66 + 1U]));
+        (&step_1)->x_0[1U][int(0)] = _S68;
+        (&step_1)->x_0[1U][int(1)] = _S69;
     }
-    (&step_1)->x_0[2U][int(0)] = _S57;
-    (&step_1)->x_0[2U][int(1)] = _S57;
-    uint _S69 = _S58 + 16U;
-    if(_S69 < _S59)
+    (&step_1)->x_0[2U][int(0)] = _S58;
+    (&step_1)->x_0[2U][int(1)] = _S58;
+    uint _S70 = _S59 + 16U;
+    if(_S70 < _S60)
     {
-        uint _S70 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S69 + row_2), (_S59 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S71 = this_0->x_4;
-        float4  _S72 = __ldg((&(this_0->x_4)[_S70]));
-        float4  _S73 = __ldg((&(_S71)[_S70 + 1U]));
-        (&step_1)->x_0[2U][int(0)] = _S72;
-        (&step_1)->x_0[2U][int(1)] = _S73;
+        uint _S71 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S70 + row_2), (_S60 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S72 = this_0->x_4;
+        float4  _S73 = __ldg((&(this_0->x_4)[_S71]));
+        float4  _S74 = __ldg((&(_S72)[_S71 + 1U]));
+        (&step_1)->x_0[2U][int(0)] = _S73;
+        (&step_1)->x_0[2U][int(1)] = _S74;
     }
-    (&step_1)->x_0[3U][int(0)] = _S57;
-    (&step_1)->x_0[3U][int(1)] = _S57;
-    uint _S74 = _S58 + 24U;
-    if(_S74 < _S59)
+    (&step_1)->x_0[3U][int(0)] = _S58;
+    (&step_1)->x_0[3U][int(1)] = _S58;
+    uint _S75 = _S59 + 24U;
+    if(_S75 < _S60)
     {
-        uint _S75 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S74 + row_2), (_S59 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
-        StructuredBuffer<float4 > _S76 = this_0->x_4;
-        float4  _S77 = __ldg((&(this_0->x_4)[_S75]));
-        float4  _S78 = __ldg((&(_S76)[_S75 + 1U]));
-        (&step_1)->x_0[3U][int(0)] = _S77;
-        (&step_1)->x_0[3U][int(1)] = _S78;
+        uint _S76 = ((&this_0->p_0)->x_offset_0 + (U32_min((_S75 + row_2), (_S60 - 1U))) * (&this_0->p_0)->x_stride_0 + column_4) / 4U;
+        StructuredBuffer<float4 > _S77 = this_0->x_4;
+        float4  _S78 = __ldg((&(this_0->x_4)[_S76]));
+        float4  _S79 = __ldg((&(_S77)[_S76 + 1U]));
+        (&step_1)->x_0[3U][int(0)] = _S78;
+        (&step_1)->x_0[3U][int(1)] = _S79;
     }
     return step_1;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_2)
 {
-    uint _S79;
+    uint _S80;
     if(offset_2 == 4294967295U)
     {
-        _S79 = rows_2;
+        _S80 = rows_2;
     }
     else
     {
-        uint _S80 = __ldg((&(batch_0)[offset_2]));
-        _S79 = (U32_min(((U32_max((_S80), (first_0))) - first_0), (rows_2)));
+        uint _S81 = __ldg((&(batch_0)[offset_2]));
+        _S80 = (U32_min(((U32_max((_S81), (first_0))) - first_0), (rows_2)));
     }
-    return _S79;
+    return _S80;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -295,130 +301,130 @@ __device__ __shared__ FixedArray<float, 8448>  partial_0;
 
 __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S81 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S82 = (p_1->rows_0 + 32U - 1U) / 32U;
-    uint _S83 = group_number_0(group_1) * 2U + group_1.z;
-    uint _S84 = thread_0 % 32U;
-    uint _S85 = thread_0 / 32U;
-    uint _S86 = _S85 % 2U;
-    uint _S87 = _S83 / _S82;
-    uint _S88 = _S87 * 128U;
+    uint _S82 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S83 = (p_1->rows_0 + 32U - 1U) / 32U;
+    uint _S84 = group_number_0(group_1) * 2U + group_1.z;
+    uint _S85 = thread_0 % 32U;
+    uint _S86 = thread_0 / 32U;
+    uint _S87 = _S86 % 2U;
+    uint _S88 = _S84 / _S83;
+    uint _S89 = _S88 * 128U;
     Operands_0 operands_0;
     (&operands_0)->x_4 = x_5;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    uint _S89 = _S83 % _S82;
-    (&operands_0)->top_0 = _S89 * 32U;
-    (&operands_0)->side_0 = _S88 + _S85 / 2U * 32U;
-    (&operands_0)->rows_1 = _S81;
-    uint _S90 = p_1->n_0;
-    bool _S91;
-    if(_S88 >= (p_1->n_0))
+    uint _S90 = _S84 % _S83;
+    (&operands_0)->top_0 = _S90 * 32U;
+    (&operands_0)->side_0 = _S89 + _S86 / 2U * 32U;
+    (&operands_0)->rows_1 = _S82;
+    uint _S91 = p_1->n_0;
+    bool _S92;
+    if(_S89 >= (p_1->n_0))
     {
-        _S91 = true;
+        _S92 = true;
     }
     else
     {
-        _S91 = ((&operands_0)->top_0) >= _S81;
+        _S92 = ((&operands_0)->top_0) >= _S82;
     }
-    if(_S91)
+    if(_S92)
     {
         return;
     }
     FixedArray<FixedArray<float4 , 4> , 2>  sums_1;
-    int4  _S92 = make_int4 (int(0));
-    float4  _S93 = make_float4 ((float)_S92.x, (float)_S92.y, (float)_S92.z, (float)_S92.w);
-    sums_1[0U][0U] = _S93;
-    sums_1[0U][1U] = _S93;
-    sums_1[0U][2U] = _S93;
-    sums_1[0U][3U] = _S93;
-    sums_1[1U][0U] = _S93;
-    sums_1[1U][1U] = _S93;
-    sums_1[1U][2U] = _S93;
-    sums_1[1U][3U] = _S93;
-    uint _S94 = (_S81 - (&operands_0)->top_0 + 7U) / 8U;
-    uint _S95 = _S84 / 4U;
-    uint _S96 = _S84 % 4U;
-    uint _S97 = _S96 * 8U;
-    uint _S98 = _S86 * 32U;
-    uint column_5 = _S98 + _S97;
-    uint _S99 = p_1->k_0;
+    int4  _S93 = make_int4 (int(0));
+    float4  _S94 = make_float4 ((float)_S93.x, (float)_S93.y, (float)_S93.z, (float)_S93.w);
+    sums_1[0U][0U] = _S94;
+    sums_1[0U][1U] = _S94;
+    sums_1[0U][2U] = _S94;
+    sums_1[0U][3U] = _S94;
+    sums_1[1U][0U] = _S94;
+    sums_1[1U][1U] = _S94;
+    sums_1[1U][2U] = _S94;
+    sums_1[1U][3U] = _S94;
+    uint _S95 = (_S82 - (&operands_0)->top_0 + 7U) / 8U;
+    uint _S96 = _S85 / 4U;
+    uint _S97 = _S85 % 4U;
+    uint _S98 = _S97 * 8U;
+    uint _S99 = _S87 * 32U;
+    uint column_5 = _S99 + _S98;
+    uint _S100 = p_1->k_0;
     uint e_0;
-    if(_S98 < (p_1->k_0))
+    if(_S99 < (p_1->k_0))
     {
-        Operands_0 _S100 = operands_0;
-        Step_0 _S101 = Operands_load_0(&_S100, column_5, _S95);
-        e_0 = _S98;
-        Step_0 step_2 = _S101;
+        Operands_0 _S101 = operands_0;
+        Step_0 _S102 = Operands_load_0(&_S101, column_5, _S96);
+        e_0 = _S99;
+        Step_0 step_2 = _S102;
         uint column_6 = column_5;
         for(;;)
         {
-            if(e_0 < _S99)
+            if(e_0 < _S100)
             {
             }
             else
             {
                 break;
             }
-            uint _S102 = e_0 + 64U;
-            uint _S103 = (U32_min((_S102), ((_S99 / 32U - 1U) * 32U))) + _S97;
-            Operands_0 _S104 = operands_0;
-            Step_0 _S105 = Operands_load_0(&_S104, _S103, _S95);
-            Step_0 _S106 = step_2;
-            multiply_0(&sums_1, &_S106, column_6, _S94);
-            e_0 = _S102;
-            step_2 = _S105;
-            column_6 = _S103;
+            uint _S103 = e_0 + 64U;
+            uint _S104 = (U32_min((_S103), ((_S100 / 32U - 1U) * 32U))) + _S98;
+            Operands_0 _S105 = operands_0;
+            Step_0 _S106 = Operands_load_0(&_S105, _S104, _S96);
+            Step_0 _S107 = step_2;
+            multiply_0(&sums_1, &_S107, column_6, _S95);
+            e_0 = _S103;
+            step_2 = _S106;
+            column_6 = _S104;
         }
     }
-    uint _S107 = _S96 * 2U;
-    uint _S108 = _S85 * 32U;
-    uint _S109 = (_S108 + _S107) * 33U;
-    (*&partial_0)[_S109 + _S95] = *&((&sums_1[0U][0U])->x);
-    uint _S110 = (_S108 + (_S107 + 1U)) * 33U;
-    (*&partial_0)[_S110 + _S95] = *&((&sums_1[0U][0U])->y);
-    uint _S111 = _S95 + 8U;
-    (*&partial_0)[_S109 + _S111] = *&((&sums_1[0U][0U])->z);
-    (*&partial_0)[_S110 + _S111] = *&((&sums_1[0U][0U])->w);
-    uint _S112 = 8U + _S107;
-    uint _S113 = (_S108 + _S112) * 33U;
-    (*&partial_0)[_S113 + _S95] = *&((&sums_1[0U][1U])->x);
-    uint _S114 = (_S108 + (_S112 + 1U)) * 33U;
-    (*&partial_0)[_S114 + _S95] = *&((&sums_1[0U][1U])->y);
-    (*&partial_0)[_S113 + _S111] = *&((&sums_1[0U][1U])->z);
-    (*&partial_0)[_S114 + _S111] = *&((&sums_1[0U][1U])->w);
-    uint _S115 = 16U + _S107;
-    uint _S116 = (_S108 + _S115) * 33U;
-    (*&partial_0)[_S116 + _S95] = *&((&sums_1[0U][2U])->x);
-    uint _S117 = (_S108 + (_S115 + 1U)) * 33U;
-    (*&partial_0)[_S117 + _S95] = *&((&sums_1[0U][2U])->y);
-    (*&partial_0)[_S116 + _S111] = *&((&sums_1[0U][2U])->z);
-    (*&partial_0)[_S117 + _S111] = *&((&sums_1[0U][2U])->w);
-    uint _S118 = 24U + _S107;
-    uint _S119 = (_S108 + _S118) * 33U;
-    (*&partial_0)[_S119 + _S95] = *&((&sums_1[0U][3U])->x);
-    uint _S120 = (_S108 + (_S118 + 1U)) * 33U;
-    (*&partial_0)[_S120 + _S95] = *&((&sums_1[0U][3U])->y);
-    (*&partial_0)[_S119 + _S111] = *&((&sums_1[0U][3U])->z);
-    (*&partial_0)[_S120 + _S111] = *&((&sums_1[0U][3U])->w);
-    uint _S121 = 16U + _S95;
-    (*&partial_0)[_S109 + _S121] = *&((&sums_1[1U][0U])->x);
-    (*&partial_0)[_S110 + _S121] = *&((&sums_1[1U][0U])->y);
-    uint _S122 = _S121 + 8U;
-    (*&partial_0)[_S109 + _S122] = *&((&sums_1[1U][0U])->z);
-    (*&partial_0)[_S110 + _S122] = *&((&sums_1[1U][0U])->w);
-    (*&partial_0)[_S113 + _S121] = *&((&sums_1[1U][1U])->x);
-    (*&partial_0)[_S114 + _S121] = *&((&sums_1[1U][1U])->y);
-    (*&partial_0)[_S113 + _S122] = *&((&sums_1[1U][1U])->z);
-    (*&partial_0)[_S114 + _S122] = *&((&sums_1[1U][1U])->w);
-    (*&partial_0)[_S116 + _S121] = *&((&sums_1[1U][2U])->x);
-    (*&partial_0)[_S117 + _S121] = *&((&sums_1[1U][2U])->y);
-    (*&partial_0)[_S116 + _S122] = *&((&sums_1[1U][2U])->z);
-    (*&partial_0)[_S117 + _S122] = *&((&sums_1[1U][2U])->w);
-    (*&partial_0)[_S119 + _S121] = *&((&sums_1[1U][3U])->x);
-    (*&partial_0)[_S120 + _S121] = *&((&sums_1[1U][3U])->y);
-    (*&partial_0)[_S119 + _S122] = *&((&sums_1[1U][3U])->z);
-    (*&partial_0)[_S120 + _S122] = *&((&sums_1[1U][3U])->w);
+    uint _S108 = _S97 * 2U;
+    uint _S109 = _S86 * 32U;
+    uint _S110 = (_S109 + _S108) * 33U;
+    (*&partial_0)[_S110 + _S96] = *&((&sums_1[0U][0U])->x);
+    uint _S111 = (_S109 + (_S108 + 1U)) * 33U;
+    (*&partial_0)[_S111 + _S96] = *&((&sums_1[0U][0U])->y);
+    uint _S112 = _S96 + 8U;
+    (*&partial_0)[_S110 + _S112] = *&((&sums_1[0U][0U])->z);
+    (*&partial_0)[_S111 + _S112] = *&((&sums_1[0U][0U])->w);
+    uint _S113 = 8U + _S108;
+    uint _S114 = (_S109 + _S113) * 33U;
+    (*&partial_0)[_S114 + _S96] = *&((&sums_1[0U][1U])->x);
+    uint _S115 = (_S109 + (_S113 + 1U)) * 33U;
+    (*&partial_0)[_S115 + _S96] = *&((&sums_1[0U][1U])->y);
+    (*&partial_0)[_S114 + _S112] = *&((&sums_1[0U][1U])->z);
+    (*&partial_0)[_S115 + _S112] = *&((&sums_1[0U][1U])->w);
+    uint _S116 = 16U + _S108;
+    uint _S117 = (_S109 + _S116) * 33U;
+    (*&partial_0)[_S117 + _S96] = *&((&sums_1[0U][2U])->x);
+    uint _S118 = (_S109 + (_S116 + 1U)) * 33U;
+    (*&partial_0)[_S118 + _S96] = *&((&sums_1[0U][2U])->y);
+    (*&partial_0)[_S117 + _S112] = *&((&sums_1[0U][2U])->z);
+    (*&partial_0)[_S118 + _S112] = *&((&sums_1[0U][2U])->w);
+    uint _S119 = 24U + _S108;
+    uint _S120 = (_S109 + _S119) * 33U;
+    (*&partial_0)[_S120 + _S96] = *&((&sums_1[0U][3U])->x);
+    uint _S121 = (_S109 + (_S119 + 1U)) * 33U;
+    (*&partial_0)[_S121 + _S96] = *&((&sums_1[0U][3U])->y);
+    (*&partial_0)[_S120 + _S112] = *&((&sums_1[0U][3U])->z);
+    (*&partial_0)[_S121 + _S112] = *&((&sums_1[0U][3U])->w);
+    uint _S122 = 16U + _S96;
+    (*&partial_0)[_S110 + _S122] = *&((&sums_1[1U][0U])->x);
+    (*&partial_0)[_S111 + _S122] = *&((&sums_1[1U][0U])->y);
+    uint _S123 = _S122 + 8U;
+    (*&partial_0)[_S110 + _S123] = *&((&sums_1[1U][0U])->z);
+    (*&partial_0)[_S111 + _S123] = *&((&sums_1[1U][0U])->w);
+    (*&partial_0)[_S114 + _S122] = *&((&sums_1[1U][1U])->x);
+    (*&partial_0)[_S115 + _S122] = *&((&sums_1[1U][1U])->y);
+    (*&partial_0)[_S114 + _S123] = *&((&sums_1[1U][1U])->z);
+    (*&partial_0)[_S115 + _S123] = *&((&sums_1[1U][1U])->w);
+    (*&partial_0)[_S117 + _S122] = *&((&sums_1[1U][2U])->x);
+    (*&partial_0)[_S118 + _S122] = *&((&sums_1[1U][2U])->y);
+    (*&partial_0)[_S117 + _S123] = *&((&sums_1[1U][2U])->z);
+    (*&partial_0)[_S118 + _S123] = *&((&sums_1[1U][2U])->w);
+    (*&partial_0)[_S120 + _S122] = *&((&sums_1[1U][3U])->x);
+    (*&partial_0)[_S121 + _S122] = *&((&sums_1[1U][3U])->y);
+    (*&partial_0)[_S120 + _S123] = *&((&sums_1[1U][3U])->z);
+    (*&partial_0)[_S121 + _S123] = *&((&sums_1[1U][3U])->w);
     __syncthreads();
     e_0 = thread_0;
     for(;;)
@@ -430,35 +436,35 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
         {
             break;
         }
-        uint _S123 = e_0 / 128U;
-        uint _S124 = e_0 % 128U;
-        if(((&operands_0)->top_0 + _S123) >= _S81)
+        uint _S124 = e_0 / 128U;
+        uint _S125 = e_0 % 128U;
+        if(((&operands_0)->top_0 + _S124) >= _S82)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = (_S88 + _S124) >= _S90;
+            _S92 = (_S89 + _S125) >= _S91;
         }
-        if(_S91)
+        if(_S92)
         {
             e_0 = e_0 + 256U;
             continue;
         }
-        uint _S125 = _S124 % 32U;
-        float sum_0 = (*&partial_0)[(_S124 / 32U * 2U * 32U + _S123) * 33U + _S125] + (*&partial_0)[((_S124 / 32U * 2U + 1U) * 32U + _S123) * 33U + _S125];
-        uint _S126 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S123) * p_1->out_stride_0 + _S88 + _S124;
-        float * _S127 = (&(result_2)[_S126]);
-        float _S128;
+        uint _S126 = _S125 % 32U;
+        float sum_0 = (*&partial_0)[(_S125 / 32U * 2U * 32U + _S124) * 33U + _S126] + (*&partial_0)[((_S125 / 32U * 2U + 1U) * 32U + _S124) * 33U + _S126];
+        uint _S127 = p_1->out_offset_0 + ((&operands_0)->top_0 + _S124) * p_1->out_stride_0 + _S89 + _S125;
+        float * _S128 = (&(result_2)[_S127]);
+        float _S129;
         if((p_1->accumulate_0) != 0U)
         {
-            _S128 = *(&(result_2)[_S126]) + sum_0 / 0.0625f;
+            _S129 = *(&(result_2)[_S127]) + sum_0 / 0.0625f;
         }
         else
         {
-            _S128 = sum_0 / 0.0625f;
+            _S129 = sum_0 / 0.0625f;
         }
-        *_S127 = _S128;
+        *_S128 = _S129;
         e_0 = e_0 + 256U;
     }
     return;
@@ -466,8 +472,8 @@ __device__ void gemm_0(uint3  group_1, uint thread_0, StructuredBuffer<float4 > 
 
 extern "C" __global__ void gemm_few4_q8_16(StructuredBuffer<float4 > x_6, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S129 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S130 = p_2;
-    gemm_0(blockIdx, _S129, x_6, weight_2, result_3, batch_2, &_S130);
+    uint _S130 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S131 = p_2;
+    gemm_0(blockIdx, _S130, x_6, weight_2, result_3, batch_2, &_S131);
     return;
 }

@@ -93,18 +93,15 @@ __device__ void add_products_0(Products_0 * products_0, FixedArray<MXFP4Eights_E
     return;
 }
 
+__device__ uint low_after_shift_0(uint low_0, uint high_0, uint shift_0)
+{
+    uint _S24 = (__funnelshift_r((low_0), (high_0), (shift_0)));
+    return _S24;
+}
+
 __device__ uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
 {
-    uint _S24 = byte_0 % 4U * 8U;
-    uint _S25;
-    if(_S24 == 0U)
-    {
-        _S25 = first_0;
-    }
-    else
-    {
-        _S25 = (first_0 >> _S24) | (second_0 << (32U - _S24));
-    }
+    uint _S25 = low_after_shift_0(first_0, second_0, byte_0 % 4U * 8U);
     return _S25;
 }
 
@@ -138,41 +135,48 @@ __device__ MXFP4Eights_Eight_0 MXFP4Eights_load_0(StructuredBuffer<uint> weight_
     uint _S31 = _S30 + 1U + i_5 % 4U * 4U;
     uint _S32 = __ldg((&(weight_0)[_S31 / 4U]));
     uint _S33 = __ldg((&(weight_0)[_S31 / 4U + (U32_min((_S31 % 4U), (1U)))]));
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S31, _S32, _S33), fp4_scale_0(weight_0, 0U, _S30));
+    uint _S34 = word_from_byte_0(_S31, _S32, _S33);
+    return MXFP4Eights_Eight_x24init_0(_S34, fp4_scale_0(weight_0, 0U, _S30));
 }
 
-__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<MXFP4Eights_Eight_0, 4>  * _S34)
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<MXFP4Eights_Eight_0, 4>  * _S35)
 {
     FixedArray<MXFP4Eights_Eight_0, 4>  eights_1;
-    uint _S35 = (*begins_0)[int(0)];
-    eights_1[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
-    uint _S36 = (*begins_0)[int(1)];
-    eights_1[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
-    uint _S37 = i_6 + step_1;
-    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S35, _S37);
-    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S36, _S37);
-    *_S34 = eights_1;
+    uint _S36 = (*begins_0)[int(0)];
+    MXFP4Eights_Eight_0 _S37 = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
+    eights_1[int(0)] = _S37;
+    uint _S38 = (*begins_0)[int(1)];
+    MXFP4Eights_Eight_0 _S39 = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
+    eights_1[int(1)] = _S39;
+    uint _S40 = i_6 + step_1;
+    MXFP4Eights_Eight_0 _S41 = MXFP4Eights_load_0(even_0, _S36, _S40);
+    eights_1[int(2)] = _S41;
+    MXFP4Eights_Eight_0 _S42 = MXFP4Eights_load_0(odd_0, _S38, _S40);
+    eights_1[int(3)] = _S42;
+    *_S35 = eights_1;
     return;
 }
 
 __device__ void add_products_1(Products_0 * products_1, FixedArray<MXFP4Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_7, uint step_2)
 {
-    uint2  _S38 = MXFP4Eights_places_0(i_7);
-    float4  _S39 = __ldg((&(x_2)[x_offset_1 + _S38.x]));
-    float4  _S40 = __ldg((&(x_2)[x_offset_1 + _S38.y]));
-    float _S41 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_7, _S39, _S40);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S41;
-    float _S42 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_7, _S39, _S40);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S42;
+    uint2  _S43 = MXFP4Eights_places_0(i_7);
+    float4  _S44 = __ldg((&(x_2)[x_offset_1 + _S43.x]));
+    float4  _S45 = __ldg((&(x_2)[x_offset_1 + _S43.y]));
+    float _S46 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_7, _S44, _S45);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S46;
+    float _S47 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_7, _S44, _S45);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S47;
     return;
 }
 
-__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<MXFP4Eights_Eight_0, 2>  * _S43)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<MXFP4Eights_Eight_0, 2>  * _S48)
 {
     FixedArray<MXFP4Eights_Eight_0, 2>  eights_3;
-    eights_3[int(0)] = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
-    eights_3[int(1)] = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
-    *_S43 = eights_3;
+    MXFP4Eights_Eight_0 _S49 = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
+    eights_3[int(0)] = _S49;
+    MXFP4Eights_Eight_0 _S50 = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
+    eights_3[int(1)] = _S50;
+    *_S48 = eights_3;
     return;
 }
 
@@ -185,7 +189,7 @@ __device__ __shared__ FixedArray<float, 128>  parts_0;
 
 __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
 {
-    float _S44 = (*values_1)[int(0)];
+    float _S51 = (*values_1)[int(0)];
     float result_3;
     if(number_0 == 1U)
     {
@@ -193,29 +197,29 @@ __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
     }
     else
     {
-        result_3 = _S44;
+        result_3 = _S51;
     }
     return result_3;
 }
 
-__device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, FixedArray<float, 2>  * _S45)
+__device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, FixedArray<float, 2>  * _S52)
 {
     uint wave_0;
-    uint _S46 = subgroup_width_0();
-    uint _S47 = 128U / _S46;
-    FixedArray<float, 2>  _S48;
-    subgroup_sums_0(values_2, &_S48);
-    FixedArray<float, 2>  _S49 = _S48;
-    uint _S50 = (_getLaneId());
-    if(_S50 < 2U)
+    uint _S53 = subgroup_width_0();
+    uint _S54 = 128U / _S53;
+    FixedArray<float, 2>  _S55;
+    subgroup_sums_0(values_2, &_S55);
+    FixedArray<float, 2>  _S56 = _S55;
+    uint _S57 = (_getLaneId());
+    if(_S57 < 2U)
     {
-        uint _S51 = thread_0 / _S46;
-        uint _S52 = _S51 * 2U;
-        uint _S53 = (_getLaneId());
-        uint _S54 = (_getLaneId());
-        FixedArray<float, 2>  _S55 = _S49;
-        float _S56 = chosen_0(&_S55, _S54);
-        (*&parts_0)[_S52 + _S53] = _S56;
+        uint _S58 = thread_0 / _S53;
+        uint _S59 = _S58 * 2U;
+        uint _S60 = (_getLaneId());
+        uint _S61 = (_getLaneId());
+        FixedArray<float, 2>  _S62 = _S56;
+        float _S63 = chosen_0(&_S62, _S61);
+        (*&parts_0)[_S59 + _S60] = _S63;
     }
     __syncthreads();
     FixedArray<float, 2>  result_4;
@@ -229,7 +233,7 @@ __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, Fi
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S47)
+                    if(wave_0 < _S54)
                     {
                     }
                     else
@@ -251,7 +255,7 @@ __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, Fi
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S47)
+                    if(wave_0 < _S54)
                     {
                     }
                     else
@@ -268,7 +272,7 @@ __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, Fi
         break;
     }
     __syncthreads();
-    *_S45 = result_4;
+    *_S52 = result_4;
     return;
 }
 
@@ -278,34 +282,34 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    uint _S57 = k_0 / 8U;
+    uint _S64 = k_0 / 8U;
     uint i_9;
-    if((first_1 + step_4) < _S57)
+    if((first_1 + step_4) < _S64)
     {
-        FixedArray<MXFP4Eights_Eight_0, 4>  _S58;
-        load_eights_0(begins_2, even_2, odd_2, first_1, step_4, &_S58);
+        FixedArray<MXFP4Eights_Eight_0, 4>  _S65;
+        load_eights_0(begins_2, even_2, odd_2, first_1, step_4, &_S65);
         i_9 = first_1;
-        FixedArray<MXFP4Eights_Eight_0, 4>  loaded_0 = _S58;
+        FixedArray<MXFP4Eights_Eight_0, 4>  loaded_0 = _S65;
         for(;;)
         {
-            if((i_9 + 3U * step_4) < _S57)
+            if((i_9 + 3U * step_4) < _S64)
             {
             }
             else
             {
                 break;
             }
-            uint _S59 = i_9 + 2U * step_4;
-            FixedArray<MXFP4Eights_Eight_0, 4>  _S60;
-            load_eights_0(begins_2, even_2, odd_2, _S59, step_4, &_S60);
-            FixedArray<MXFP4Eights_Eight_0, 4>  _S61 = _S60;
-            FixedArray<MXFP4Eights_Eight_0, 4>  _S62 = loaded_0;
-            add_products_0(&products_2, &_S62, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
-            i_9 = _S59;
-            loaded_0 = _S61;
+            uint _S66 = i_9 + 2U * step_4;
+            FixedArray<MXFP4Eights_Eight_0, 4>  _S67;
+            load_eights_0(begins_2, even_2, odd_2, _S66, step_4, &_S67);
+            FixedArray<MXFP4Eights_Eight_0, 4>  _S68 = _S67;
+            FixedArray<MXFP4Eights_Eight_0, 4>  _S69 = loaded_0;
+            add_products_0(&products_2, &_S69, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+            i_9 = _S66;
+            loaded_0 = _S68;
         }
-        FixedArray<MXFP4Eights_Eight_0, 4>  _S63 = loaded_0;
-        add_products_0(&products_2, &_S63, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        FixedArray<MXFP4Eights_Eight_0, 4>  _S70 = loaded_0;
+        add_products_0(&products_2, &_S70, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
         i_9 = i_9 + 2U * step_4;
     }
     else
@@ -314,17 +318,17 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     }
     for(;;)
     {
-        if(i_9 < _S57)
+        if(i_9 < _S64)
         {
         }
         else
         {
             break;
         }
-        FixedArray<MXFP4Eights_Eight_0, 2>  _S64;
-        load_eights_1(begins_2, even_2, odd_2, i_9, step_4, &_S64);
-        FixedArray<MXFP4Eights_Eight_0, 2>  _S65 = _S64;
-        add_products_1(&products_2, &_S65, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        FixedArray<MXFP4Eights_Eight_0, 2>  _S71;
+        load_eights_1(begins_2, even_2, odd_2, i_9, step_4, &_S71);
+        FixedArray<MXFP4Eights_Eight_0, 2>  _S72 = _S71;
+        add_products_1(&products_2, &_S72, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
         i_9 = i_9 + step_4;
     }
     return products_2;
@@ -335,13 +339,13 @@ __device__ uint MXFP4Eights_begin_0(uint offset_1, uint k_1, uint row_0)
     return 4U * offset_1 + row_0 * (k_1 / 32U) * 17U;
 }
 
-__device__ void begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S66)
+__device__ void begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S73)
 {
     FixedArray<uint, 2>  begins_3;
-    uint _S67 = n_0 - 1U;
-    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2), (_S67))));
-    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2 + 1U), (_S67))));
-    *_S66 = begins_3;
+    uint _S74 = n_0 - 1U;
+    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2), (_S74))));
+    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2 + 1U), (_S74))));
+    *_S73 = begins_3;
     return;
 }
 
@@ -366,7 +370,7 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
     uint first_3 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S68 = p_0->n_1;
+        uint _S75 = p_0->n_1;
         if(first_3 < (p_0->n_1))
         {
         }
@@ -374,47 +378,47 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
         {
             break;
         }
-        uint _S69 = first_3 + thread_1;
-        bool _S70;
+        uint _S76 = first_3 + thread_1;
+        bool _S77;
         if(thread_1 < 2U)
         {
-            _S70 = _S69 < _S68;
+            _S77 = _S76 < _S75;
         }
         else
         {
-            _S70 = false;
+            _S77 = false;
         }
-        bool _S71;
-        if(_S70)
+        bool _S78;
+        if(_S77)
         {
-            _S71 = (p_0->accumulate_0) != 0U;
+            _S78 = (p_0->accumulate_0) != 0U;
         }
         else
         {
-            _S71 = false;
+            _S78 = false;
         }
         float sum_0;
-        if(_S71)
+        if(_S78)
         {
-            sum_0 = *(&(result_5)[p_0->out_offset_0 + _S69]);
+            sum_0 = *(&(result_5)[p_0->out_offset_0 + _S76]);
         }
         else
         {
             sum_0 = 0.0f;
         }
-        FixedArray<uint, 2>  _S72;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_3, _S68, &_S72);
-        FixedArray<uint, 2>  _S73 = _S72;
-        Products_0 _S74 = products_of_thread_0(&_S73, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
-        FixedArray<float, 2>  _S75 = _S74.sums_0;
-        FixedArray<float, 2>  _S76;
-        group_sums_0(&_S75, thread_1, &_S76);
-        FixedArray<float, 2>  _S77 = _S76;
-        float _S78 = chosen_0(&_S77, thread_1);
-        float sum_1 = sum_0 + _S78;
-        if(_S70)
+        FixedArray<uint, 2>  _S79;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_3, _S75, &_S79);
+        FixedArray<uint, 2>  _S80 = _S79;
+        Products_0 _S81 = products_of_thread_0(&_S80, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
+        FixedArray<float, 2>  _S82 = _S81.sums_0;
+        FixedArray<float, 2>  _S83;
+        group_sums_0(&_S82, thread_1, &_S83);
+        FixedArray<float, 2>  _S84 = _S83;
+        float _S85 = chosen_0(&_S84, thread_1);
+        float sum_1 = sum_0 + _S85;
+        if(_S77)
         {
-            *(&(result_5)[p_0->out_offset_0 + _S69]) = sum_1;
+            *(&(result_5)[p_0->out_offset_0 + _S76]) = sum_1;
         }
         first_3 = first_3 + p_0->groups_0 * 2U;
     }
@@ -423,8 +427,8 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
 
 extern "C" __global__ void gemv_mxfp4(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, RWStructuredBuffer<float> result_6, GemvParams_0 p_1)
 {
-    uint _S79 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemvParams_0 _S80 = p_1;
-    gemv_0(blockIdx, _S79, weight_2, x_5, result_6, &_S80);
+    uint _S86 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemvParams_0 _S87 = p_1;
+    gemv_0(blockIdx, _S86, weight_2, x_5, result_6, &_S87);
     return;
 }

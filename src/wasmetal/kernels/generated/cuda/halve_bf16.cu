@@ -91,21 +91,27 @@ __device__ float2  BFloat_pair_0(uint word_0)
     return asfloat_0(make_uint2 (word_0 << int(16), word_0 & 4294901760U));
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S2 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S2;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S2 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S3 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S4 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S5 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S2, _S3, _S4, _S5);
+    uint _S3 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S4 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S5 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S6 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S3, _S4, _S5, _S6);
 }
 
 __device__ uint4  BF16Eights_decode_0(uint4  w_0, uint column_1)
 {
-    float4  _S6 = make_float4 (-65504.0f);
-    float4  _S7 = make_float4 (65504.0f);
-    uint4  _S8 = eight_halves_0(clamp_0(make_float4 (BFloat_pair_0(w_0.x).x, BFloat_pair_0(w_0.x).y, BFloat_pair_0(w_0.y).x, BFloat_pair_0(w_0.y).y), _S6, _S7), clamp_0(make_float4 (BFloat_pair_0(w_0.z).x, BFloat_pair_0(w_0.z).y, BFloat_pair_0(w_0.w).x, BFloat_pair_0(w_0.w).y), _S6, _S7));
-    return _S8;
+    float4  _S7 = make_float4 (-65504.0f);
+    float4  _S8 = make_float4 (65504.0f);
+    uint4  _S9 = eight_halves_0(clamp_0(make_float4 (BFloat_pair_0(w_0.x).x, BFloat_pair_0(w_0.x).y, BFloat_pair_0(w_0.y).x, BFloat_pair_0(w_0.y).y), _S7, _S8), clamp_0(make_float4 (BFloat_pair_0(w_0.z).x, BFloat_pair_0(w_0.z).y, BFloat_pair_0(w_0.w).x, BFloat_pair_0(w_0.w).y), _S7, _S8));
+    return _S9;
 }
 
 struct HalveParams_0
@@ -118,16 +124,16 @@ struct HalveParams_0
 
 extern "C" __global__ void halve_bf16(StructuredBuffer<uint4 > weight_0, RWStructuredBuffer<uint4 > halves_0, HalveParams_0 p_0)
 {
-    uint _S9 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    uint _S10 = _S9 / (p_0.columns_1 / 8U);
-    uint _S11 = _S9 % (p_0.columns_1 / 8U);
-    uint _S12 = _S11 * 8U;
-    if(_S10 >= (p_0.rows_0))
+    uint _S10 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+    uint _S11 = _S10 / (p_0.columns_1 / 8U);
+    uint _S12 = _S10 % (p_0.columns_1 / 8U);
+    uint _S13 = _S12 * 8U;
+    if(_S11 >= (p_0.rows_0))
     {
         return;
     }
-    uint4  * _S13 = (&(halves_0)[p_0.halves_offset_0 + _S9]);
-    uint4  _S14 = BF16Eights_decode_0(BF16Eights_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_1, _S10, _S12), _S12);
-    *_S13 = _S14;
+    uint4  * _S14 = (&(halves_0)[p_0.halves_offset_0 + _S10]);
+    uint4  _S15 = BF16Eights_decode_0(BF16Eights_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_1, _S11, _S13), _S13);
+    *_S14 = _S15;
     return;
 }

@@ -68,19 +68,25 @@ __device__ float4  MXFP4_four_0(StructuredBuffer<uint> words_2, uint offset_2, u
     return make_float4 (fp4_scale_0(words_2, offset_2, _S19)) * doubled_fp4_0((word_at_byte_0(words_2, offset_2, _S19 + 1U + column_1 % 16U)) >> (column_1 % 32U / 16U * 4U));
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S20 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S20;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S20 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S21 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S22 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S23 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S20, _S21, _S22, _S23);
+    uint _S21 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S22 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S23 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S24 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S21, _S22, _S23, _S24);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_1, uint row_1, uint column_2)
 {
-    uint4  _S24 = eight_halves_0(MXFP4_four_0(words_3, offset_3, columns_1, row_1, column_2), MXFP4_four_0(words_3, offset_3, columns_1, row_1, column_2 + 4U));
-    return _S24;
+    uint4  _S25 = eight_halves_0(MXFP4_four_0(words_3, offset_3, columns_1, row_1, column_2), MXFP4_four_0(words_3, offset_3, columns_1, row_1, column_2 + 4U));
+    return _S25;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -103,16 +109,16 @@ struct HalveParams_0
 
 extern "C" __global__ void halve_mxfp4(StructuredBuffer<uint> weight_0, RWStructuredBuffer<uint4 > halves_0, HalveParams_0 p_0)
 {
-    uint _S25 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    uint _S26 = _S25 / (p_0.columns_2 / 8U);
-    uint _S27 = _S25 % (p_0.columns_2 / 8U);
-    uint _S28 = _S27 * 8U;
-    if(_S26 >= (p_0.rows_0))
+    uint _S26 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+    uint _S27 = _S26 / (p_0.columns_2 / 8U);
+    uint _S28 = _S26 % (p_0.columns_2 / 8U);
+    uint _S29 = _S28 * 8U;
+    if(_S27 >= (p_0.rows_0))
     {
         return;
     }
-    uint4  * _S29 = (&(halves_0)[p_0.halves_offset_0 + _S25]);
-    uint4  _S30 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S26, _S28);
-    *_S29 = Others_decode_0(_S30, _S28);
+    uint4  * _S30 = (&(halves_0)[p_0.halves_offset_0 + _S26]);
+    uint4  _S31 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S27, _S29);
+    *_S30 = Others_decode_0(_S31, _S29);
     return;
 }

@@ -62,7 +62,7 @@ __device__ Bytes_0 Q4_0Eights_fetch_0(StructuredBuffer<uint> words_2, uint offse
     return Bytes_fetch_0(words_2, offset_1, _S10, _S10 + 1U + column_0 % 16U / 2U);
 }
 
-__device__ uint shifted_0(uint low_0, uint high_0, uint shift_0)
+__device__ uint low_after_shift_0(uint low_0, uint high_0, uint shift_0)
 {
     uint _S11 = (__funnelshift_r((low_0), (high_0), (shift_0)));
     return _S11;
@@ -72,8 +72,8 @@ __device__ uint2  Bytes_all_0(Bytes_0 * this_1)
 {
     uint _S12 = 16U - this_1->odd_0 * 16U;
     uint _S13 = this_1->words_0.y;
-    uint _S14 = shifted_0(this_1->words_0.x, _S13, _S12);
-    uint _S15 = shifted_0(_S13, this_1->words_0.z, _S12);
+    uint _S14 = low_after_shift_0(this_1->words_0.x, _S13, _S12);
+    uint _S15 = low_after_shift_0(_S13, this_1->words_0.z, _S12);
     return make_uint2 (_S14, _S15);
 }
 

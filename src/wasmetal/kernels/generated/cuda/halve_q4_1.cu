@@ -35,19 +35,25 @@ __device__ float4  Q4_1_four_0(StructuredBuffer<uint> words_0, uint offset_0, ui
     return make_float4 (_S6) * nibbles_0(_S7 >> (column_1 % 32U / 16U * 4U)) + make_float4 (_S5.y);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S8 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S8;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S8 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S9 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S10 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S11 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S8, _S9, _S10, _S11);
+    uint _S9 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S10 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S11 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S12 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S9, _S10, _S11, _S12);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_1, uint column_2)
 {
-    uint4  _S12 = eight_halves_0(Q4_1_four_0(words_1, offset_1, columns_1, row_1, column_2), Q4_1_four_0(words_1, offset_1, columns_1, row_1, column_2 + 4U));
-    return _S12;
+    uint4  _S13 = eight_halves_0(Q4_1_four_0(words_1, offset_1, columns_1, row_1, column_2), Q4_1_four_0(words_1, offset_1, columns_1, row_1, column_2 + 4U));
+    return _S13;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -70,16 +76,16 @@ struct HalveParams_0
 
 extern "C" __global__ void halve_q4_1(StructuredBuffer<uint> weight_0, RWStructuredBuffer<uint4 > halves_1, HalveParams_0 p_0)
 {
-    uint _S13 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    uint _S14 = _S13 / (p_0.columns_2 / 8U);
-    uint _S15 = _S13 % (p_0.columns_2 / 8U);
-    uint _S16 = _S15 * 8U;
-    if(_S14 >= (p_0.rows_0))
+    uint _S14 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+    uint _S15 = _S14 / (p_0.columns_2 / 8U);
+    uint _S16 = _S14 % (p_0.columns_2 / 8U);
+    uint _S17 = _S16 * 8U;
+    if(_S15 >= (p_0.rows_0))
     {
         return;
     }
-    uint4  * _S17 = (&(halves_1)[p_0.halves_offset_0 + _S13]);
-    uint4  _S18 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S14, _S16);
-    *_S17 = Others_decode_0(_S18, _S16);
+    uint4  * _S18 = (&(halves_1)[p_0.halves_offset_0 + _S14]);
+    uint4  _S19 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S15, _S17);
+    *_S18 = Others_decode_0(_S19, _S17);
     return;
 }

@@ -64,19 +64,25 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_1)
     return fetched_0;
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S19 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S19;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S19 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S20 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S21 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S22 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S19, _S20, _S21, _S22);
+    uint _S20 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S21 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S22 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S23 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S20, _S21, _S22, _S23);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_1, uint column_2)
 {
-    uint4  _S23 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_2), FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_2 + 4U));
-    return _S23;
+    uint4  _S24 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_2), FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_2 + 4U));
+    return _S24;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -99,16 +105,16 @@ struct HalveParams_0
 
 extern "C" __global__ void halve_q4_k(StructuredBuffer<uint> weight_0, RWStructuredBuffer<uint4 > halves_1, HalveParams_0 p_0)
 {
-    uint _S24 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    uint _S25 = _S24 / (p_0.columns_2 / 8U);
-    uint _S26 = _S24 % (p_0.columns_2 / 8U);
-    uint _S27 = _S26 * 8U;
-    if(_S25 >= (p_0.rows_0))
+    uint _S25 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+    uint _S26 = _S25 / (p_0.columns_2 / 8U);
+    uint _S27 = _S25 % (p_0.columns_2 / 8U);
+    uint _S28 = _S27 * 8U;
+    if(_S26 >= (p_0.rows_0))
     {
         return;
     }
-    uint4  * _S28 = (&(halves_1)[p_0.halves_offset_0 + _S24]);
-    uint4  _S29 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S25, _S27);
-    *_S28 = Others_decode_0(_S29, _S27);
+    uint4  * _S29 = (&(halves_1)[p_0.halves_offset_0 + _S25]);
+    uint4  _S30 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S26, _S28);
+    *_S29 = Others_decode_0(_S30, _S28);
     return;
 }

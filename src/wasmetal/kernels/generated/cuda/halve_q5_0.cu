@@ -64,19 +64,25 @@ __device__ float4  Q5_0_four_0(StructuredBuffer<uint> words_2, uint offset_2, ui
     return make_float4 (half_at_0(words_2, offset_2, _S12)) * (nibbles_0((word_at_0(words_2, offset_2, _S12 + 3U + column_1 % 16U / 2U)) >> (_S13 / 16U * 4U)) + fifth_bits_0((word_at_0(words_2, offset_2, _S12 + 1U)) >> _S13) - make_float4 (16.0f));
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S14 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S14;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S14 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S15 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S16 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S17 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S14, _S15, _S16, _S17);
+    uint _S15 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S16 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S17 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S18 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S15, _S16, _S17, _S18);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_1, uint row_1, uint column_2)
 {
-    uint4  _S18 = eight_halves_0(Q5_0_four_0(words_3, offset_3, columns_1, row_1, column_2), Q5_0_four_0(words_3, offset_3, columns_1, row_1, column_2 + 4U));
-    return _S18;
+    uint4  _S19 = eight_halves_0(Q5_0_four_0(words_3, offset_3, columns_1, row_1, column_2), Q5_0_four_0(words_3, offset_3, columns_1, row_1, column_2 + 4U));
+    return _S19;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -99,16 +105,16 @@ struct HalveParams_0
 
 extern "C" __global__ void halve_q5_0(StructuredBuffer<uint> weight_0, RWStructuredBuffer<uint4 > halves_1, HalveParams_0 p_0)
 {
-    uint _S19 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    uint _S20 = _S19 / (p_0.columns_2 / 8U);
-    uint _S21 = _S19 % (p_0.columns_2 / 8U);
-    uint _S22 = _S21 * 8U;
-    if(_S20 >= (p_0.rows_0))
+    uint _S20 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+    uint _S21 = _S20 / (p_0.columns_2 / 8U);
+    uint _S22 = _S20 % (p_0.columns_2 / 8U);
+    uint _S23 = _S22 * 8U;
+    if(_S21 >= (p_0.rows_0))
     {
         return;
     }
-    uint4  * _S23 = (&(halves_1)[p_0.halves_offset_0 + _S19]);
-    uint4  _S24 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S20, _S22);
-    *_S23 = Others_decode_0(_S24, _S22);
+    uint4  * _S24 = (&(halves_1)[p_0.halves_offset_0 + _S20]);
+    uint4  _S25 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S21, _S23);
+    *_S24 = Others_decode_0(_S25, _S23);
     return;
 }

@@ -68,19 +68,25 @@ __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_1)
     return fetched_0;
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S23 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S23;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S23 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S24 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S25 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S26 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S23, _S24, _S25, _S26);
+    uint _S24 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S25 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S26 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S27 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S24, _S25, _S26, _S27);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_1, uint column_2)
 {
-    uint4  _S27 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_2), FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_2 + 4U));
-    return _S27;
+    uint4  _S28 = eight_halves_0(FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_2), FourOrFive_four_0(words_1, offset_1, columns_1, row_1, column_2 + 4U));
+    return _S28;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -103,16 +109,16 @@ struct HalveParams_0
 
 extern "C" __global__ void halve_q5_k(StructuredBuffer<uint> weight_0, RWStructuredBuffer<uint4 > halves_1, HalveParams_0 p_0)
 {
-    uint _S28 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    uint _S29 = _S28 / (p_0.columns_2 / 8U);
-    uint _S30 = _S28 % (p_0.columns_2 / 8U);
-    uint _S31 = _S30 * 8U;
-    if(_S29 >= (p_0.rows_0))
+    uint _S29 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+    uint _S30 = _S29 / (p_0.columns_2 / 8U);
+    uint _S31 = _S29 % (p_0.columns_2 / 8U);
+    uint _S32 = _S31 * 8U;
+    if(_S30 >= (p_0.rows_0))
     {
         return;
     }
-    uint4  * _S32 = (&(halves_1)[p_0.halves_offset_0 + _S28]);
-    uint4  _S33 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S29, _S31);
-    *_S32 = Others_decode_0(_S33, _S31);
+    uint4  * _S33 = (&(halves_1)[p_0.halves_offset_0 + _S29]);
+    uint4  _S34 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S30, _S32);
+    *_S33 = Others_decode_0(_S34, _S32);
     return;
 }

@@ -71,19 +71,25 @@ __device__ float4  Q6_K_four_0(StructuredBuffer<uint> words_3, uint offset_3, ui
     return make_float4 (half_at_0(words_3, offset_3, _S12 + 104U) * byte_at_0(words_3, offset_3, _S12 + 96U, _S13 / 16U)) * sixes_0((word_at_0(words_3, offset_3, _S12 + _S14 * 32U + column_1 % 64U / 2U)) >> (_S15 / 2U * 4U), (word_at_0(words_3, offset_3, _S12 + 64U + _S14 * 16U + column_1 % 32U / 2U)) >> (_S15 * 2U));
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S16 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S16;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S16 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S17 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S18 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S19 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S16, _S17, _S18, _S19);
+    uint _S17 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S18 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S19 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S20 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S17, _S18, _S19, _S20);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_4, uint offset_4, uint columns_1, uint row_1, uint column_2)
 {
-    uint4  _S20 = eight_halves_0(Q6_K_four_0(words_4, offset_4, columns_1, row_1, column_2), Q6_K_four_0(words_4, offset_4, columns_1, row_1, column_2 + 4U));
-    return _S20;
+    uint4  _S21 = eight_halves_0(Q6_K_four_0(words_4, offset_4, columns_1, row_1, column_2), Q6_K_four_0(words_4, offset_4, columns_1, row_1, column_2 + 4U));
+    return _S21;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -106,16 +112,16 @@ struct HalveParams_0
 
 extern "C" __global__ void halve_q6_k(StructuredBuffer<uint> weight_0, RWStructuredBuffer<uint4 > halves_1, HalveParams_0 p_0)
 {
-    uint _S21 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    uint _S22 = _S21 / (p_0.columns_2 / 8U);
-    uint _S23 = _S21 % (p_0.columns_2 / 8U);
-    uint _S24 = _S23 * 8U;
-    if(_S22 >= (p_0.rows_0))
+    uint _S22 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+    uint _S23 = _S22 / (p_0.columns_2 / 8U);
+    uint _S24 = _S22 % (p_0.columns_2 / 8U);
+    uint _S25 = _S24 * 8U;
+    if(_S23 >= (p_0.rows_0))
     {
         return;
     }
-    uint4  * _S25 = (&(halves_1)[p_0.halves_offset_0 + _S21]);
-    uint4  _S26 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S22, _S24);
-    *_S25 = Others_decode_0(_S26, _S24);
+    uint4  * _S26 = (&(halves_1)[p_0.halves_offset_0 + _S22]);
+    uint4  _S27 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S23, _S25);
+    *_S26 = Others_decode_0(_S27, _S25);
     return;
 }

@@ -38,19 +38,25 @@ __device__ float4  Q8_16_four_0(StructuredBuffer<uint> words_0, uint offset_0, u
     return make_float4 (_S9) * bytes_0(_S10) - make_float4 (_S8.y);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S11 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S11;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S11 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S12 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S13 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S14 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S11, _S12, _S13, _S14);
+    uint _S12 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S13 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S14 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S15 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S12, _S13, _S14, _S15);
 }
 
 __device__ uint4  Others_fetch_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_1, uint row_1, uint column_2)
 {
-    uint4  _S15 = eight_halves_0(Q8_16_four_0(words_1, offset_1, columns_1, row_1, column_2), Q8_16_four_0(words_1, offset_1, columns_1, row_1, column_2 + 4U));
-    return _S15;
+    uint4  _S16 = eight_halves_0(Q8_16_four_0(words_1, offset_1, columns_1, row_1, column_2), Q8_16_four_0(words_1, offset_1, columns_1, row_1, column_2 + 4U));
+    return _S16;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -73,16 +79,16 @@ struct HalveParams_0
 
 extern "C" __global__ void halve_q8_16(StructuredBuffer<uint> weight_0, RWStructuredBuffer<uint4 > halves_1, HalveParams_0 p_0)
 {
-    uint _S16 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    uint _S17 = _S16 / (p_0.columns_2 / 8U);
-    uint _S18 = _S16 % (p_0.columns_2 / 8U);
-    uint _S19 = _S18 * 8U;
-    if(_S17 >= (p_0.rows_0))
+    uint _S17 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+    uint _S18 = _S17 / (p_0.columns_2 / 8U);
+    uint _S19 = _S17 % (p_0.columns_2 / 8U);
+    uint _S20 = _S19 * 8U;
+    if(_S18 >= (p_0.rows_0))
     {
         return;
     }
-    uint4  * _S20 = (&(halves_1)[p_0.halves_offset_0 + _S16]);
-    uint4  _S21 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S17, _S19);
-    *_S20 = Others_decode_0(_S21, _S19);
+    uint4  * _S21 = (&(halves_1)[p_0.halves_offset_0 + _S17]);
+    uint4  _S22 = Others_fetch_0(weight_0, p_0.weight_offset_0, p_0.columns_2, _S18, _S20);
+    *_S21 = Others_decode_0(_S22, _S20);
     return;
 }

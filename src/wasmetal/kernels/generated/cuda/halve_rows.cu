@@ -71,21 +71,27 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint
     return _S1;
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S3 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S3;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S3 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S4 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S5 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S6 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S3, _S4, _S5, _S6);
+    uint _S4 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S5 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S6 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S7 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S4, _S5, _S6, _S7);
 }
 
 __device__ uint4  scaled_halves_0(float4  a_1, float4  b_1)
 {
-    float4  _S7 = make_float4 (-65504.0f);
-    float4  _S8 = make_float4 (65504.0f);
-    uint4  _S9 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S7, _S8), clamp_0(make_float4 (0.0625f) * b_1, _S7, _S8));
-    return _S9;
+    float4  _S8 = make_float4 (-65504.0f);
+    float4  _S9 = make_float4 (65504.0f);
+    uint4  _S10 = eight_halves_0(clamp_0(make_float4 (0.0625f) * a_1, _S8, _S9), clamp_0(make_float4 (0.0625f) * b_1, _S8, _S9));
+    return _S10;
 }
 
 struct HalveRowsParams_0
@@ -105,19 +111,19 @@ struct HalveRowsParams_0
 
 extern "C" __global__ void halve_rows(StructuredBuffer<float4 > x_3, RWStructuredBuffer<uint4 > halves_0, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_1, HalveRowsParams_0 p_0)
 {
-    uint _S10 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S11 = (U32_max((4U), (p_0.n_0 / 2048U)));
-    uint _S12 = group_number_0(blockIdx);
-    uint _S13 = _S12 / _S11;
-    uint _S14 = _S12 % _S11;
-    uint _S15 = _S14 * 128U + _S10;
-    if(_S13 >= (p_0.rows_1))
+    uint _S11 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S12 = (U32_max((4U), (p_0.n_0 / 2048U)));
+    uint _S13 = group_number_0(blockIdx);
+    uint _S14 = _S13 / _S12;
+    uint _S15 = _S13 % _S12;
+    uint _S16 = _S15 * 128U + _S11;
+    if(_S14 >= (p_0.rows_1))
     {
         return;
     }
-    bool _S16 = _S13 < (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1));
-    uint _S17 = (p_0.x_offset_0 + _S13 * p_0.x_stride_0) / 4U;
-    uint i_2 = _S15;
+    bool _S17 = _S14 < (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1));
+    uint _S18 = (p_0.x_offset_0 + _S14 * p_0.x_stride_0) / 4U;
+    uint i_2 = _S16;
     for(;;)
     {
         if(i_2 < (p_0.k_0 / 8U))
@@ -127,36 +133,36 @@ extern "C" __global__ void halve_rows(StructuredBuffer<float4 > x_3, RWStructure
         {
             break;
         }
-        int4  _S18 = make_int4 (int(0));
-        uint4  _S19 = make_uint4 ((uint)_S18.x, (uint)_S18.y, (uint)_S18.z, (uint)_S18.w);
+        int4  _S19 = make_int4 (int(0));
+        uint4  _S20 = make_uint4 ((uint)_S19.x, (uint)_S19.y, (uint)_S19.z, (uint)_S19.w);
         uint4  eight_0;
-        if(_S16)
+        if(_S17)
         {
-            uint _S20 = _S17 + 2U * i_2;
-            float4  _S21 = __ldg((&(x_3)[_S20]));
-            float4  _S22 = __ldg((&(x_3)[_S20 + 1U]));
-            uint4  _S23 = scaled_halves_0(_S21, _S22);
-            eight_0 = _S23;
+            uint _S21 = _S18 + 2U * i_2;
+            float4  _S22 = __ldg((&(x_3)[_S21]));
+            float4  _S23 = __ldg((&(x_3)[_S21 + 1U]));
+            uint4  _S24 = scaled_halves_0(_S22, _S23);
+            eight_0 = _S24;
         }
         else
         {
-            eight_0 = _S19;
+            eight_0 = _S20;
         }
-        *(&(halves_0)[p_0.halves_offset_0 + _S13 * (p_0.k_0 / 8U) + i_2]) = eight_0;
-        i_2 = i_2 + _S11 * 128U;
+        *(&(halves_0)[p_0.halves_offset_0 + _S14 * (p_0.k_0 / 8U) + i_2]) = eight_0;
+        i_2 = i_2 + _S12 * 128U;
     }
-    bool _S24;
-    if(_S16)
+    bool _S25;
+    if(_S17)
     {
-        _S24 = (p_0.accumulate_0) == 0U;
+        _S25 = (p_0.accumulate_0) == 0U;
     }
     else
     {
-        _S24 = false;
+        _S25 = false;
     }
-    if(_S24)
+    if(_S25)
     {
-        i_2 = _S15;
+        i_2 = _S16;
         for(;;)
         {
             if(i_2 < (p_0.n_0))
@@ -166,8 +172,8 @@ extern "C" __global__ void halve_rows(StructuredBuffer<float4 > x_3, RWStructure
             {
                 break;
             }
-            *(&(result_2)[p_0.out_offset_0 + _S13 * p_0.out_stride_0 + i_2]) = 0.0f;
-            i_2 = i_2 + _S11 * 128U;
+            *(&(result_2)[p_0.out_offset_0 + _S14 * p_0.out_stride_0 + i_2]) = 0.0f;
+            i_2 = i_2 + _S12 * 128U;
         }
     }
     return;

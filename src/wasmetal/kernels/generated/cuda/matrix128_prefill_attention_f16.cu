@@ -196,21 +196,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S6 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S6;
+}
+
 __device__ uint4  eight_halves_1(float4  a_0, float4  b_0)
 {
-    uint _S6 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S7 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S8 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S9 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S6, _S7, _S8, _S9);
+    uint _S7 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S8 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S9 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S10 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S7, _S8, _S9, _S10);
 }
 
 __device__ __shared__ FixedArray<uint, 64>  row_sequences_0;
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_2)
 {
-    uint _S10 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_2]));
-    return _S10;
+    uint _S11 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_2]));
+    return _S11;
 }
 
 struct Attending_0
@@ -228,51 +234,51 @@ struct Attending_0
 
 __device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S11 = thread_0 % 32U;
-    this_1->lane_0 = _S11;
-    uint _S12 = thread_0 / 32U;
-    this_1->subgroup_0 = _S12;
-    uint _S13 = _S12 % 4U * 16U;
-    this_1->own_0 = _S13;
+    uint _S12 = thread_0 % 32U;
+    this_1->lane_0 = _S12;
+    uint _S13 = thread_0 / 32U;
+    this_1->subgroup_0 = _S13;
+    uint _S14 = _S13 % 4U * 16U;
+    this_1->own_0 = _S14;
     this_1->part_0 = 0U;
-    uint4  _S14 = (wasmetal_load_four((&(*&tiles_0)[(_S13 + _S11 % 16U) * 17U + _S11 / 16U])));
-    this_1->queries_0[0U] = _S14;
-    uint4  _S15 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 2U + this_1->lane_0 / 16U])));
-    this_1->queries_0[1U] = _S15;
-    uint4  _S16 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 4U + this_1->lane_0 / 16U])));
-    this_1->queries_0[2U] = _S16;
-    uint4  _S17 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 6U + this_1->lane_0 / 16U])));
-    this_1->queries_0[3U] = _S17;
-    uint4  _S18 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 8U + this_1->lane_0 / 16U])));
-    this_1->queries_0[4U] = _S18;
-    uint4  _S19 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 10U + this_1->lane_0 / 16U])));
-    this_1->queries_0[5U] = _S19;
-    uint4  _S20 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 12U + this_1->lane_0 / 16U])));
-    this_1->queries_0[6U] = _S20;
-    uint4  _S21 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 14U + this_1->lane_0 / 16U])));
-    this_1->queries_0[7U] = _S21;
+    uint4  _S15 = (wasmetal_load_four((&(*&tiles_0)[(_S14 + _S12 % 16U) * 17U + _S12 / 16U])));
+    this_1->queries_0[0U] = _S15;
+    uint4  _S16 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S16;
+    uint4  _S17 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S17;
+    uint4  _S18 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S18;
+    uint4  _S19 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 8U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S19;
+    uint4  _S20 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 10U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S20;
+    uint4  _S21 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 12U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S21;
+    uint4  _S22 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 14U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S22;
     this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S22 = make_int2 (int(0));
-    float2  _S23 = make_float2 ((float)_S22.x, (float)_S22.y);
-    this_1->totals_0[0U] = _S23;
-    int4  _S24 = make_int4 (int(0));
-    float4  _S25 = make_float4 ((float)_S24.x, (float)_S24.y, (float)_S24.z, (float)_S24.w);
-    this_1->sums_0[0U] = _S25;
-    this_1->sums_0[1U] = _S25;
-    this_1->sums_0[2U] = _S25;
-    this_1->sums_0[3U] = _S25;
-    this_1->sums_0[4U] = _S25;
-    this_1->sums_0[5U] = _S25;
-    this_1->sums_0[6U] = _S25;
-    this_1->sums_0[7U] = _S25;
-    this_1->sums_0[8U] = _S25;
-    this_1->sums_0[9U] = _S25;
-    this_1->sums_0[10U] = _S25;
-    this_1->sums_0[11U] = _S25;
-    this_1->sums_0[12U] = _S25;
-    this_1->sums_0[13U] = _S25;
-    this_1->sums_0[14U] = _S25;
-    this_1->sums_0[15U] = _S25;
+    int2  _S23 = make_int2 (int(0));
+    float2  _S24 = make_float2 ((float)_S23.x, (float)_S23.y);
+    this_1->totals_0[0U] = _S24;
+    int4  _S25 = make_int4 (int(0));
+    float4  _S26 = make_float4 ((float)_S25.x, (float)_S25.y, (float)_S25.z, (float)_S25.w);
+    this_1->sums_0[0U] = _S26;
+    this_1->sums_0[1U] = _S26;
+    this_1->sums_0[2U] = _S26;
+    this_1->sums_0[3U] = _S26;
+    this_1->sums_0[4U] = _S26;
+    this_1->sums_0[5U] = _S26;
+    this_1->sums_0[6U] = _S26;
+    this_1->sums_0[7U] = _S26;
+    this_1->sums_0[8U] = _S26;
+    this_1->sums_0[9U] = _S26;
+    this_1->sums_0[10U] = _S26;
+    this_1->sums_0[11U] = _S26;
+    this_1->sums_0[12U] = _S26;
+    this_1->sums_0[13U] = _S26;
+    this_1->sums_0[14U] = _S26;
+    this_1->sums_0[15U] = _S26;
     return;
 }
 
@@ -286,64 +292,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S26;
-    (&_S26)->begin_0 = begin_1;
-    (&_S26)->page_size_1 = page_size_2;
-    (&_S26)->pages_1 = pages_2;
-    (&_S26)->length_0 = length_1;
-    return _S26;
+    SequenceTable_0 _S27;
+    (&_S27)->begin_0 = begin_1;
+    (&_S27)->page_size_1 = page_size_2;
+    (&_S27)->pages_1 = pages_2;
+    (&_S27)->length_0 = length_1;
+    return _S27;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_5, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S27 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S28 = _S27 + 1U;
-    uint _S29 = __ldg((&(sequences_0)[_S27]));
-    return SequenceTable_x24init_0(_S28, page_size_3, pages_3, (U32_min((_S29), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S28 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S29 = _S28 + 1U;
+    uint _S30 = __ldg((&(sequences_0)[_S28]));
+    return SequenceTable_x24init_0(_S29, page_size_3, pages_3, (U32_min((_S30), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_3)
 {
-    uint _S30 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
-    return _S30;
+    uint _S31 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
+    return _S31;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S31;
+    bool _S32;
     if(window_1 != 0U)
     {
-        _S31 = position_0 >= window_1;
+        _S32 = position_0 >= window_1;
     }
     else
     {
-        _S31 = false;
+        _S32 = false;
     }
-    uint _S32;
-    if(_S31)
+    uint _S33;
+    if(_S32)
     {
-        _S32 = position_0 - window_1 + 1U;
+        _S33 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S32 = 0U;
+        _S33 = 0U;
     }
-    return _S32;
+    return _S33;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S33 = this_2->length_0;
-    uint _S34;
+    uint _S34 = this_2->length_0;
+    uint _S35;
     if(position_1 < (this_2->length_0))
     {
-        _S34 = position_1 + 1U;
+        _S35 = position_1 + 1U;
     }
     else
     {
-        _S34 = _S33;
+        _S35 = _S34;
     }
-    return _S34;
+    return _S35;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -361,558 +367,558 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S35 = this_3->begin_0;
-    uint _S36 = this_3->page_size_1;
-    uint _S37 = position_2 / this_3->page_size_1;
-    uint _S38 = __ldg((&(sequences_1)[_S35 + _S37]));
-    uint _S39 = (U32_min((_S38), (this_3->pages_1 - 1U))) * _S36;
-    uint _S40 = position_2 % _S36;
-    return _S39 + _S40;
+    uint _S36 = this_3->begin_0;
+    uint _S37 = this_3->page_size_1;
+    uint _S38 = position_2 / this_3->page_size_1;
+    uint _S39 = __ldg((&(sequences_1)[_S36 + _S38]));
+    uint _S40 = (U32_min((_S39), (this_3->pages_1 - 1U))) * _S37;
+    uint _S41 = position_2 % _S37;
+    return _S40 + _S41;
 }
 
 __device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S41 = make_int4 (int(0));
-    float4  _S42 = make_float4 ((float)_S41.x, (float)_S41.y, (float)_S41.z, (float)_S41.w);
-    this_4->scores_0[0U] = _S42;
-    this_4->scores_0[1U] = _S42;
-    this_4->scores_0[2U] = _S42;
-    this_4->scores_0[3U] = _S42;
-    uint4  _S43 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
-    float4  _S44 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S43.x, _S43.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S44;
-    float4  _S45 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S43.z, _S43.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S45;
-    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
-    float4  _S47 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S46.x, _S46.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S47;
-    float4  _S48 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S46.z, _S46.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S48;
-    uint4  _S49 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
-    float4  _S50 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S49.x, _S49.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S50;
-    float4  _S51 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S49.z, _S49.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S51;
-    uint4  _S52 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
-    float4  _S53 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S52.x, _S52.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S53;
-    float4  _S54 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S52.z, _S52.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S54;
-    uint4  _S55 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
-    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S55.x, _S55.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S56;
-    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S55.z, _S55.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S57;
-    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
-    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S58.x, _S58.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S59;
-    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S58.z, _S58.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S60;
-    uint4  _S61 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
-    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S61.x, _S61.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S62;
-    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S61.z, _S61.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S63;
-    uint4  _S64 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
-    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S64.x, _S64.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S65;
-    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S64.z, _S64.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S66;
-    uint4  _S67 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
-    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S67.x, _S67.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S68;
-    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S67.z, _S67.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S69;
-    uint4  _S70 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
-    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S70.x, _S70.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S71;
-    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S70.z, _S70.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S72;
-    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
-    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S73.x, _S73.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S74;
-    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S73.z, _S73.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S75;
-    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S76.x, _S76.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S77;
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S76.z, _S76.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S78;
-    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
-    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S79.x, _S79.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S80;
-    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S79.z, _S79.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S81;
-    uint4  _S82 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S82.x, _S82.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S83;
-    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S82.z, _S82.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S84;
-    uint4  _S85 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
-    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S85.x, _S85.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S86;
-    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S85.z, _S85.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S87;
-    uint4  _S88 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
-    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S88.x, _S88.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S89;
-    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S88.z, _S88.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S90;
+    int4  _S42 = make_int4 (int(0));
+    float4  _S43 = make_float4 ((float)_S42.x, (float)_S42.y, (float)_S42.z, (float)_S42.w);
+    this_4->scores_0[0U] = _S43;
+    this_4->scores_0[1U] = _S43;
+    this_4->scores_0[2U] = _S43;
+    this_4->scores_0[3U] = _S43;
+    uint4  _S44 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
+    float4  _S45 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S44.x, _S44.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S45;
+    float4  _S46 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S44.z, _S44.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S46;
+    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
+    float4  _S48 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S47.x, _S47.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S48;
+    float4  _S49 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S47.z, _S47.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S49;
+    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S51 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S50.x, _S50.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S51;
+    float4  _S52 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S50.z, _S50.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S52;
+    uint4  _S53 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S54 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S53.x, _S53.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S54;
+    float4  _S55 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S53.z, _S53.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S55;
+    uint4  _S56 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S56.x, _S56.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S57;
+    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S56.z, _S56.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S58;
+    uint4  _S59 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S59.x, _S59.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S60;
+    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S59.z, _S59.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S61;
+    uint4  _S62 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S62.x, _S62.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S63;
+    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S62.z, _S62.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S64;
+    uint4  _S65 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S65.x, _S65.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S66;
+    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S65.z, _S65.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S67;
+    uint4  _S68 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S68.x, _S68.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S69;
+    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S68.z, _S68.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S70;
+    uint4  _S71 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S71.x, _S71.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S72;
+    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S71.z, _S71.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S73;
+    uint4  _S74 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S74.x, _S74.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S75;
+    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S74.z, _S74.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S76;
+    uint4  _S77 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S77.x, _S77.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S78;
+    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S77.z, _S77.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S79;
+    uint4  _S80 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S80.x, _S80.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S81;
+    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S80.z, _S80.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S82;
+    uint4  _S83 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S83.x, _S83.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S84;
+    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S83.z, _S83.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S85;
+    uint4  _S86 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S86.x, _S86.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S87;
+    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S86.z, _S86.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S88;
+    uint4  _S89 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S89.x, _S89.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S90;
+    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S89.z, _S89.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S91;
     return;
 }
 
 __device__ void Attending_weigh_0(Attending_0 * this_5, uint at_1, bool partly_0)
 {
-    bool _S91;
+    bool _S92;
     if(partly_0)
     {
-        uint2  _S92 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
-        uint _S93 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S94 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
-        if(_S93 < _S94)
+        uint2  _S93 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S94 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S95 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
+        if(_S94 < _S95)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S93 >= (_S92.y);
+            _S92 = _S94 >= (_S93.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S95 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S95 < _S94)
+        uint _S96 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S96 < _S95)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S95 >= (_S92.y);
+            _S92 = _S96 >= (_S93.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S96 = at_1 + 8U;
-        uint _S97 = _S96 + this_5->lane_0 % 4U * 2U;
-        if(_S97 < _S94)
+        uint _S97 = at_1 + 8U;
+        uint _S98 = _S97 + this_5->lane_0 % 4U * 2U;
+        if(_S98 < _S95)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S97 >= (_S92.y);
+            _S92 = _S98 >= (_S93.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S98 = _S96 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S98 < _S94)
+        uint _S99 = _S97 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S99 < _S95)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S98 >= (_S92.y);
+            _S92 = _S99 >= (_S93.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S99 = at_1 + 16U;
-        uint _S100 = _S99 + this_5->lane_0 % 4U * 2U;
-        if(_S100 < _S94)
+        uint _S100 = at_1 + 16U;
+        uint _S101 = _S100 + this_5->lane_0 % 4U * 2U;
+        if(_S101 < _S95)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S100 >= (_S92.y);
+            _S92 = _S101 >= (_S93.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S101 = _S99 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S101 < _S94)
+        uint _S102 = _S100 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S102 < _S95)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S101 >= (_S92.y);
+            _S92 = _S102 >= (_S93.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S102 = at_1 + 24U;
-        uint _S103 = _S102 + this_5->lane_0 % 4U * 2U;
-        if(_S103 < _S94)
+        uint _S103 = at_1 + 24U;
+        uint _S104 = _S103 + this_5->lane_0 % 4U * 2U;
+        if(_S104 < _S95)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S103 >= (_S92.y);
+            _S92 = _S104 >= (_S93.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S104 = _S102 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S104 < _S94)
+        uint _S105 = _S103 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S105 < _S95)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S104 >= (_S92.y);
+            _S92 = _S105 >= (_S93.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S105 = *&((&this_5->peaks_0[0U])->x);
-    float _S106 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S105), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S107 = (__shfl_xor_sync(0xffffffffu, (_S106), (1U)));
-    float _S108 = (F32_max((_S106), (_S107)));
-    float _S109 = (__shfl_xor_sync(0xffffffffu, (_S108), (2U)));
-    float _S110 = (F32_max((_S108), (_S109)));
-    float _S111 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S110)));
-    *&((&this_5->peaks_0[0U])->x) = _S110;
-    float _S112 = _S111 * *&((&this_5->totals_0[0U])->x);
-    float _S113 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S110)));
-    *&((&this_5->scores_0[0U])->x) = _S113;
-    float total_0 = _S112 + _S113;
-    float _S114 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S110)));
-    *&((&this_5->scores_0[0U])->y) = _S114;
-    float total_1 = total_0 + _S114;
-    float _S115 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S110)));
-    *&((&this_5->scores_0[1U])->x) = _S115;
-    float total_2 = total_1 + _S115;
-    float _S116 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S110)));
-    *&((&this_5->scores_0[1U])->y) = _S116;
-    float total_3 = total_2 + _S116;
-    float _S117 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S110)));
-    *&((&this_5->scores_0[2U])->x) = _S117;
-    float total_4 = total_3 + _S117;
-    float _S118 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S110)));
-    *&((&this_5->scores_0[2U])->y) = _S118;
-    float total_5 = total_4 + _S118;
-    float _S119 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S110)));
-    *&((&this_5->scores_0[3U])->x) = _S119;
-    float total_6 = total_5 + _S119;
-    float _S120 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S110)));
-    *&((&this_5->scores_0[3U])->y) = _S120;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S120;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S111;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S111;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S111;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S111;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S111;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S111;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S111;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S111;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S111;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S111;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S111;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S111;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S111;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S111;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S111;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S111;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S111;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S111;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S111;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S111;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S111;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S111;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S111;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S111;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S111;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S111;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S111;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S111;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S111;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S111;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S111;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S111;
+    float _S106 = *&((&this_5->peaks_0[0U])->x);
+    float _S107 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S106), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S108 = (__shfl_xor_sync(0xffffffffu, (_S107), (1U)));
+    float _S109 = (F32_max((_S107), (_S108)));
+    float _S110 = (__shfl_xor_sync(0xffffffffu, (_S109), (2U)));
+    float _S111 = (F32_max((_S109), (_S110)));
+    float _S112 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S111)));
+    *&((&this_5->peaks_0[0U])->x) = _S111;
+    float _S113 = _S112 * *&((&this_5->totals_0[0U])->x);
+    float _S114 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S111)));
+    *&((&this_5->scores_0[0U])->x) = _S114;
+    float total_0 = _S113 + _S114;
+    float _S115 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S111)));
+    *&((&this_5->scores_0[0U])->y) = _S115;
+    float total_1 = total_0 + _S115;
+    float _S116 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S111)));
+    *&((&this_5->scores_0[1U])->x) = _S116;
+    float total_2 = total_1 + _S116;
+    float _S117 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S111)));
+    *&((&this_5->scores_0[1U])->y) = _S117;
+    float total_3 = total_2 + _S117;
+    float _S118 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S111)));
+    *&((&this_5->scores_0[2U])->x) = _S118;
+    float total_4 = total_3 + _S118;
+    float _S119 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S111)));
+    *&((&this_5->scores_0[2U])->y) = _S119;
+    float total_5 = total_4 + _S119;
+    float _S120 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S111)));
+    *&((&this_5->scores_0[3U])->x) = _S120;
+    float total_6 = total_5 + _S120;
+    float _S121 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S111)));
+    *&((&this_5->scores_0[3U])->y) = _S121;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S121;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S112;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S112;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S112;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S112;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S112;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S112;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S112;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S112;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S112;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S112;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S112;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S112;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S112;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S112;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S112;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S112;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S112;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S112;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S112;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S112;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S112;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S112;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S112;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S112;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S112;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S112;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S112;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S112;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S112;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S112;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S112;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S112;
     if(partly_0)
     {
-        uint2  _S121 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
-        uint _S122 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S123 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
-        if(_S122 < _S123)
+        uint2  _S122 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S123 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S124 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S123 < _S124)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S122 >= (_S121.y);
+            _S92 = _S123 >= (_S122.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S124 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S124 < _S123)
+        uint _S125 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S125 < _S124)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S124 >= (_S121.y);
+            _S92 = _S125 >= (_S122.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S125 = at_1 + 8U;
-        uint _S126 = _S125 + this_5->lane_0 % 4U * 2U;
-        if(_S126 < _S123)
+        uint _S126 = at_1 + 8U;
+        uint _S127 = _S126 + this_5->lane_0 % 4U * 2U;
+        if(_S127 < _S124)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S126 >= (_S121.y);
+            _S92 = _S127 >= (_S122.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S127 = _S125 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S127 < _S123)
+        uint _S128 = _S126 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S128 < _S124)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S127 >= (_S121.y);
+            _S92 = _S128 >= (_S122.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S128 = at_1 + 16U;
-        uint _S129 = _S128 + this_5->lane_0 % 4U * 2U;
-        if(_S129 < _S123)
+        uint _S129 = at_1 + 16U;
+        uint _S130 = _S129 + this_5->lane_0 % 4U * 2U;
+        if(_S130 < _S124)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S129 >= (_S121.y);
+            _S92 = _S130 >= (_S122.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S130 = _S128 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S130 < _S123)
+        uint _S131 = _S129 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S131 < _S124)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S130 >= (_S121.y);
+            _S92 = _S131 >= (_S122.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S131 = at_1 + 24U;
-        uint _S132 = _S131 + this_5->lane_0 % 4U * 2U;
-        if(_S132 < _S123)
+        uint _S132 = at_1 + 24U;
+        uint _S133 = _S132 + this_5->lane_0 % 4U * 2U;
+        if(_S133 < _S124)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S132 >= (_S121.y);
+            _S92 = _S133 >= (_S122.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S133 = _S131 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S133 < _S123)
+        uint _S134 = _S132 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S134 < _S124)
         {
-            _S91 = true;
+            _S92 = true;
         }
         else
         {
-            _S91 = _S133 >= (_S121.y);
+            _S92 = _S134 >= (_S122.y);
         }
-        if(_S91)
+        if(_S92)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S134 = *&((&this_5->peaks_0[0U])->y);
-    float _S135 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S134), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S136 = (__shfl_xor_sync(0xffffffffu, (_S135), (1U)));
-    float _S137 = (F32_max((_S135), (_S136)));
-    float _S138 = (__shfl_xor_sync(0xffffffffu, (_S137), (2U)));
-    float _S139 = (F32_max((_S137), (_S138)));
-    float _S140 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S139)));
-    *&((&this_5->peaks_0[0U])->y) = _S139;
-    float _S141 = _S140 * *&((&this_5->totals_0[0U])->y);
-    float _S142 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S139)));
-    *&((&this_5->scores_0[0U])->z) = _S142;
-    float total_7 = _S141 + _S142;
-    float _S143 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S139)));
-    *&((&this_5->scores_0[0U])->w) = _S143;
-    float total_8 = total_7 + _S143;
-    float _S144 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S139)));
-    *&((&this_5->scores_0[1U])->z) = _S144;
-    float total_9 = total_8 + _S144;
-    float _S145 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S139)));
-    *&((&this_5->scores_0[1U])->w) = _S145;
-    float total_10 = total_9 + _S145;
-    float _S146 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S139)));
-    *&((&this_5->scores_0[2U])->z) = _S146;
-    float total_11 = total_10 + _S146;
-    float _S147 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S139)));
-    *&((&this_5->scores_0[2U])->w) = _S147;
-    float total_12 = total_11 + _S147;
-    float _S148 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S139)));
-    *&((&this_5->scores_0[3U])->z) = _S148;
-    float total_13 = total_12 + _S148;
-    float _S149 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S139)));
-    *&((&this_5->scores_0[3U])->w) = _S149;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S149;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S140;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S140;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S140;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S140;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S140;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S140;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S140;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S140;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S140;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S140;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S140;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S140;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S140;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S140;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S140;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S140;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S140;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S140;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S140;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S140;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S140;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S140;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S140;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S140;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S140;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S140;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S140;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S140;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S140;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S140;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S140;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S140;
+    float _S135 = *&((&this_5->peaks_0[0U])->y);
+    float _S136 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S135), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S137 = (__shfl_xor_sync(0xffffffffu, (_S136), (1U)));
+    float _S138 = (F32_max((_S136), (_S137)));
+    float _S139 = (__shfl_xor_sync(0xffffffffu, (_S138), (2U)));
+    float _S140 = (F32_max((_S138), (_S139)));
+    float _S141 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S140)));
+    *&((&this_5->peaks_0[0U])->y) = _S140;
+    float _S142 = _S141 * *&((&this_5->totals_0[0U])->y);
+    float _S143 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S140)));
+    *&((&this_5->scores_0[0U])->z) = _S143;
+    float total_7 = _S142 + _S143;
+    float _S144 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S140)));
+    *&((&this_5->scores_0[0U])->w) = _S144;
+    float total_8 = total_7 + _S144;
+    float _S145 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S140)));
+    *&((&this_5->scores_0[1U])->z) = _S145;
+    float total_9 = total_8 + _S145;
+    float _S146 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S140)));
+    *&((&this_5->scores_0[1U])->w) = _S146;
+    float total_10 = total_9 + _S146;
+    float _S147 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S140)));
+    *&((&this_5->scores_0[2U])->z) = _S147;
+    float total_11 = total_10 + _S147;
+    float _S148 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S140)));
+    *&((&this_5->scores_0[2U])->w) = _S148;
+    float total_12 = total_11 + _S148;
+    float _S149 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S140)));
+    *&((&this_5->scores_0[3U])->z) = _S149;
+    float total_13 = total_12 + _S149;
+    float _S150 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S140)));
+    *&((&this_5->scores_0[3U])->w) = _S150;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S150;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S141;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S141;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S141;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S141;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S141;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S141;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S141;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S141;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S141;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S141;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S141;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S141;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S141;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S141;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S141;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S141;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S141;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S141;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S141;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S141;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S141;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S141;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S141;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S141;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S141;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S141;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S141;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S141;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S141;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S141;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S141;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S141;
     return;
 }
 
 __device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S150 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S151 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S152 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S153 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S154 = make_uint4 (_S150, _S151, _S152, _S153);
-    uint4  _S155 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + this_6->lane_0 / 16U])));
-    float4  _S156 = (wasmetal_multiply_half((_S154), (uint2 {_S155.x, _S155.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S156;
-    float4  _S157 = (wasmetal_multiply_half((_S154), (uint2 {_S155.z, _S155.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S157;
-    uint4  _S158 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 2U + this_6->lane_0 / 16U])));
-    float4  _S159 = (wasmetal_multiply_half((_S154), (uint2 {_S158.x, _S158.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S159;
-    float4  _S160 = (wasmetal_multiply_half((_S154), (uint2 {_S158.z, _S158.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S160;
-    uint4  _S161 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 4U + this_6->lane_0 / 16U])));
-    float4  _S162 = (wasmetal_multiply_half((_S154), (uint2 {_S161.x, _S161.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S162;
-    float4  _S163 = (wasmetal_multiply_half((_S154), (uint2 {_S161.z, _S161.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S163;
-    uint4  _S164 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 6U + this_6->lane_0 / 16U])));
-    float4  _S165 = (wasmetal_multiply_half((_S154), (uint2 {_S164.x, _S164.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S165;
-    float4  _S166 = (wasmetal_multiply_half((_S154), (uint2 {_S164.z, _S164.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S166;
-    uint4  _S167 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 8U + this_6->lane_0 / 16U])));
-    float4  _S168 = (wasmetal_multiply_half((_S154), (uint2 {_S167.x, _S167.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S168;
-    float4  _S169 = (wasmetal_multiply_half((_S154), (uint2 {_S167.z, _S167.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S169;
-    uint4  _S170 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 10U + this_6->lane_0 / 16U])));
-    float4  _S171 = (wasmetal_multiply_half((_S154), (uint2 {_S170.x, _S170.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S171;
-    float4  _S172 = (wasmetal_multiply_half((_S154), (uint2 {_S170.z, _S170.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S172;
-    uint4  _S173 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 12U + this_6->lane_0 / 16U])));
-    float4  _S174 = (wasmetal_multiply_half((_S154), (uint2 {_S173.x, _S173.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S174;
-    float4  _S175 = (wasmetal_multiply_half((_S154), (uint2 {_S173.z, _S173.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S175;
-    uint4  _S176 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 14U + this_6->lane_0 / 16U])));
-    float4  _S177 = (wasmetal_multiply_half((_S154), (uint2 {_S176.x, _S176.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S177;
-    float4  _S178 = (wasmetal_multiply_half((_S154), (uint2 {_S176.z, _S176.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S178;
-    uint _S179 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S180 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S181 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S182 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S183 = make_uint4 (_S179, _S180, _S181, _S182);
-    uint4  _S184 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + this_6->lane_0 / 16U])));
-    float4  _S185 = (wasmetal_multiply_half((_S183), (uint2 {_S184.x, _S184.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S185;
-    float4  _S186 = (wasmetal_multiply_half((_S183), (uint2 {_S184.z, _S184.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S186;
-    uint4  _S187 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 2U + this_6->lane_0 / 16U])));
-    float4  _S188 = (wasmetal_multiply_half((_S183), (uint2 {_S187.x, _S187.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S188;
-    float4  _S189 = (wasmetal_multiply_half((_S183), (uint2 {_S187.z, _S187.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S189;
-    uint4  _S190 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 4U + this_6->lane_0 / 16U])));
-    float4  _S191 = (wasmetal_multiply_half((_S183), (uint2 {_S190.x, _S190.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S191;
-    float4  _S192 = (wasmetal_multiply_half((_S183), (uint2 {_S190.z, _S190.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S192;
-    uint4  _S193 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 6U + this_6->lane_0 / 16U])));
-    float4  _S194 = (wasmetal_multiply_half((_S183), (uint2 {_S193.x, _S193.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S194;
-    float4  _S195 = (wasmetal_multiply_half((_S183), (uint2 {_S193.z, _S193.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S195;
-    uint4  _S196 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 8U + this_6->lane_0 / 16U])));
-    float4  _S197 = (wasmetal_multiply_half((_S183), (uint2 {_S196.x, _S196.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S197;
-    float4  _S198 = (wasmetal_multiply_half((_S183), (uint2 {_S196.z, _S196.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S198;
-    uint4  _S199 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 10U + this_6->lane_0 / 16U])));
-    float4  _S200 = (wasmetal_multiply_half((_S183), (uint2 {_S199.x, _S199.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S200;
-    float4  _S201 = (wasmetal_multiply_half((_S183), (uint2 {_S199.z, _S199.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S201;
-    uint4  _S202 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 12U + this_6->lane_0 / 16U])));
-    float4  _S203 = (wasmetal_multiply_half((_S183), (uint2 {_S202.x, _S202.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S203;
-    float4  _S204 = (wasmetal_multiply_half((_S183), (uint2 {_S202.z, _S202.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S204;
-    uint4  _S205 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 14U + this_6->lane_0 / 16U])));
-    float4  _S206 = (wasmetal_multiply_half((_S183), (uint2 {_S205.x, _S205.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S206;
-    float4  _S207 = (wasmetal_multiply_half((_S183), (uint2 {_S205.z, _S205.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S207;
+    uint _S151 = pack_halves_0(float2 {this_6->scores_0[0U].x, this_6->scores_0[0U].y});
+    uint _S152 = pack_halves_0(float2 {this_6->scores_0[0U].z, this_6->scores_0[0U].w});
+    uint _S153 = pack_halves_0(float2 {this_6->scores_0[1U].x, this_6->scores_0[1U].y});
+    uint _S154 = pack_halves_0(float2 {this_6->scores_0[1U].z, this_6->scores_0[1U].w});
+    uint4  _S155 = make_uint4 (_S151, _S152, _S153, _S154);
+    uint4  _S156 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + this_6->lane_0 / 16U])));
+    float4  _S157 = (wasmetal_multiply_half((_S155), (uint2 {_S156.x, _S156.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S157;
+    float4  _S158 = (wasmetal_multiply_half((_S155), (uint2 {_S156.z, _S156.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S158;
+    uint4  _S159 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 2U + this_6->lane_0 / 16U])));
+    float4  _S160 = (wasmetal_multiply_half((_S155), (uint2 {_S159.x, _S159.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S160;
+    float4  _S161 = (wasmetal_multiply_half((_S155), (uint2 {_S159.z, _S159.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S161;
+    uint4  _S162 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 4U + this_6->lane_0 / 16U])));
+    float4  _S163 = (wasmetal_multiply_half((_S155), (uint2 {_S162.x, _S162.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S163;
+    float4  _S164 = (wasmetal_multiply_half((_S155), (uint2 {_S162.z, _S162.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S164;
+    uint4  _S165 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 6U + this_6->lane_0 / 16U])));
+    float4  _S166 = (wasmetal_multiply_half((_S155), (uint2 {_S165.x, _S165.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S166;
+    float4  _S167 = (wasmetal_multiply_half((_S155), (uint2 {_S165.z, _S165.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S167;
+    uint4  _S168 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 8U + this_6->lane_0 / 16U])));
+    float4  _S169 = (wasmetal_multiply_half((_S155), (uint2 {_S168.x, _S168.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S169;
+    float4  _S170 = (wasmetal_multiply_half((_S155), (uint2 {_S168.z, _S168.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S170;
+    uint4  _S171 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 10U + this_6->lane_0 / 16U])));
+    float4  _S172 = (wasmetal_multiply_half((_S155), (uint2 {_S171.x, _S171.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S172;
+    float4  _S173 = (wasmetal_multiply_half((_S155), (uint2 {_S171.z, _S171.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S173;
+    uint4  _S174 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 12U + this_6->lane_0 / 16U])));
+    float4  _S175 = (wasmetal_multiply_half((_S155), (uint2 {_S174.x, _S174.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S175;
+    float4  _S176 = (wasmetal_multiply_half((_S155), (uint2 {_S174.z, _S174.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S176;
+    uint4  _S177 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 14U + this_6->lane_0 / 16U])));
+    float4  _S178 = (wasmetal_multiply_half((_S155), (uint2 {_S177.x, _S177.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S178;
+    float4  _S179 = (wasmetal_multiply_half((_S155), (uint2 {_S177.z, _S177.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S179;
+    uint _S180 = pack_halves_0(float2 {this_6->scores_0[2U].x, this_6->scores_0[2U].y});
+    uint _S181 = pack_halves_0(float2 {this_6->scores_0[2U].z, this_6->scores_0[2U].w});
+    uint _S182 = pack_halves_0(float2 {this_6->scores_0[3U].x, this_6->scores_0[3U].y});
+    uint _S183 = pack_halves_0(float2 {this_6->scores_0[3U].z, this_6->scores_0[3U].w});
+    uint4  _S184 = make_uint4 (_S180, _S181, _S182, _S183);
+    uint4  _S185 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + this_6->lane_0 / 16U])));
+    float4  _S186 = (wasmetal_multiply_half((_S184), (uint2 {_S185.x, _S185.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S186;
+    float4  _S187 = (wasmetal_multiply_half((_S184), (uint2 {_S185.z, _S185.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S187;
+    uint4  _S188 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 2U + this_6->lane_0 / 16U])));
+    float4  _S189 = (wasmetal_multiply_half((_S184), (uint2 {_S188.x, _S188.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S189;
+    float4  _S190 = (wasmetal_multiply_half((_S184), (uint2 {_S188.z, _S188.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S190;
+    uint4  _S191 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 4U + this_6->lane_0 / 16U])));
+    float4  _S192 = (wasmetal_multiply_half((_S184), (uint2 {_S191.x, _S191.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S192;
+    float4  _S193 = (wasmetal_multiply_half((_S184), (uint2 {_S191.z, _S191.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S193;
+    uint4  _S194 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 6U + this_6->lane_0 / 16U])));
+    float4  _S195 = (wasmetal_multiply_half((_S184), (uint2 {_S194.x, _S194.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S195;
+    float4  _S196 = (wasmetal_multiply_half((_S184), (uint2 {_S194.z, _S194.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S196;
+    uint4  _S197 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 8U + this_6->lane_0 / 16U])));
+    float4  _S198 = (wasmetal_multiply_half((_S184), (uint2 {_S197.x, _S197.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S198;
+    float4  _S199 = (wasmetal_multiply_half((_S184), (uint2 {_S197.z, _S197.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S199;
+    uint4  _S200 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 10U + this_6->lane_0 / 16U])));
+    float4  _S201 = (wasmetal_multiply_half((_S184), (uint2 {_S200.x, _S200.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S201;
+    float4  _S202 = (wasmetal_multiply_half((_S184), (uint2 {_S200.z, _S200.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S202;
+    uint4  _S203 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 12U + this_6->lane_0 / 16U])));
+    float4  _S204 = (wasmetal_multiply_half((_S184), (uint2 {_S203.x, _S203.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S204;
+    float4  _S205 = (wasmetal_multiply_half((_S184), (uint2 {_S203.z, _S203.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S205;
+    uint4  _S206 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 14U + this_6->lane_0 / 16U])));
+    float4  _S207 = (wasmetal_multiply_half((_S184), (uint2 {_S206.x, _S206.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S207;
+    float4  _S208 = (wasmetal_multiply_half((_S184), (uint2 {_S206.z, _S206.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S208;
     return;
 }
 
@@ -936,410 +942,410 @@ __device__ void Attending_join_0(Attending_0 * this_7)
 
 __device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S208 = this_8->heads_1;
-    uint _S209 = query_2 / this_8->heads_1;
-    bool _S210;
-    if(_S209 < (this_8->rows_3))
+    uint _S209 = this_8->heads_1;
+    uint _S210 = query_2 / this_8->heads_1;
+    bool _S211;
+    if(_S210 < (this_8->rows_3))
     {
-        uint _S211 = query_2 % _S208;
-        _S210 = _S211 < (this_8->last_0);
+        uint _S212 = query_2 % _S209;
+        _S211 = _S212 < (this_8->last_0);
     }
     else
     {
-        _S210 = false;
+        _S211 = false;
     }
-    return _S210;
+    return _S211;
 }
 
 __device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_14)
 {
-    uint _S212 = this_9->sinks_at_0;
-    bool _S213;
+    uint _S213 = this_9->sinks_at_0;
+    bool _S214;
     if((this_9->sinks_at_0) != 4294967295U)
     {
-        bool _S214 = Target_has_0(this_9, query_3);
-        _S213 = _S214;
+        bool _S215 = Target_has_0(this_9, query_3);
+        _S214 = _S215;
     }
     else
     {
-        _S213 = false;
+        _S214 = false;
     }
-    float _S215;
-    if(_S213)
+    float _S216;
+    if(_S214)
     {
-        uint _S216 = query_3 % this_9->heads_1;
-        float _S217 = __ldg((&(this_9->sinks_0)[_S212 + _S216]));
-        _S215 = total_14 + (F32_exp2((1.4426950216293335f * _S217 - peak_0)));
+        uint _S217 = query_3 % this_9->heads_1;
+        float _S218 = __ldg((&(this_9->sinks_0)[_S213 + _S217]));
+        _S216 = total_14 + (F32_exp2((1.4426950216293335f * _S218 - peak_0)));
     }
     else
     {
-        _S215 = total_14;
+        _S216 = total_14;
     }
-    if(_S215 != 0.0f)
+    if(_S216 != 0.0f)
     {
-        _S215 = 1.0f / _S215;
+        _S216 = 1.0f / _S216;
     }
     else
     {
-        _S215 = 0.0f;
+        _S216 = 0.0f;
     }
-    return _S215;
+    return _S216;
 }
 
 __device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    uint _S218 = this_10->at_2;
-    uint _S219 = this_10->heads_1;
-    uint _S220 = query_4 / this_10->heads_1;
-    uint _S221 = _S218 + _S220 * this_10->stride_0;
-    uint _S222 = query_4 % _S219;
-    return _S221 + _S222 * this_10->head_dim_1;
+    uint _S219 = this_10->at_2;
+    uint _S220 = this_10->heads_1;
+    uint _S221 = query_4 / this_10->heads_1;
+    uint _S222 = _S219 + _S221 * this_10->stride_0;
+    uint _S223 = query_4 % _S220;
+    return _S222 + _S223 * this_10->head_dim_1;
 }
 
 __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 {
-    float _S223 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
-    float total_15 = *&((&this_11->totals_0[0U])->x) + _S223;
-    float _S224 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
-    uint _S225 = this_11->own_0;
-    uint _S226 = this_11->lane_0;
-    uint _S227 = this_11->own_0 + this_11->lane_0 / 4U;
-    float _S228 = Target_factor_0(target_0, _S227, *&((&this_11->peaks_0[0U])->x), total_15 + _S224);
-    bool _S229 = Target_has_0(target_0, _S227);
-    if(_S229)
+    float _S224 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_15 = *&((&this_11->totals_0[0U])->x) + _S224;
+    float _S225 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
+    uint _S226 = this_11->own_0;
+    uint _S227 = this_11->lane_0;
+    uint _S228 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S229 = Target_factor_0(target_0, _S228, *&((&this_11->peaks_0[0U])->x), total_15 + _S225);
+    bool _S230 = Target_has_0(target_0, _S228);
+    if(_S230)
     {
-        uint _S230 = Target_place_0(target_0, _S227);
-        uint _S231 = _S226 % 4U * 2U;
-        uint _S232 = target_0->head_dim_1;
-        if(_S231 < (target_0->head_dim_1))
+        uint _S231 = Target_place_0(target_0, _S228);
+        uint _S232 = _S227 % 4U * 2U;
+        uint _S233 = target_0->head_dim_1;
+        if(_S232 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S230 + _S231]) = _S228 * *&((&this_11->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S231 + _S232]) = _S229 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S233 = _S231 + 1U;
-        if(_S233 < _S232)
+        uint _S234 = _S232 + 1U;
+        if(_S234 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S233]) = _S228 * *&((&this_11->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S231 + _S234]) = _S229 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S234 = 8U + _S231;
-        if(_S234 < _S232)
+        uint _S235 = 8U + _S232;
+        if(_S235 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S234]) = _S228 * *&((&this_11->sums_0[1U])->x);
+            *(&(target_0->result_2)[_S231 + _S235]) = _S229 * *&((&this_11->sums_0[1U])->x);
         }
-        uint _S235 = _S234 + 1U;
-        if(_S235 < _S232)
+        uint _S236 = _S235 + 1U;
+        if(_S236 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S235]) = _S228 * *&((&this_11->sums_0[1U])->y);
+            *(&(target_0->result_2)[_S231 + _S236]) = _S229 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S236 = 16U + _S231;
-        if(_S236 < _S232)
+        uint _S237 = 16U + _S232;
+        if(_S237 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S236]) = _S228 * *&((&this_11->sums_0[2U])->x);
+            *(&(target_0->result_2)[_S231 + _S237]) = _S229 * *&((&this_11->sums_0[2U])->x);
         }
-        uint _S237 = _S236 + 1U;
-        if(_S237 < _S232)
+        uint _S238 = _S237 + 1U;
+        if(_S238 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S237]) = _S228 * *&((&this_11->sums_0[2U])->y);
+            *(&(target_0->result_2)[_S231 + _S238]) = _S229 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S238 = 24U + _S231;
-        if(_S238 < _S232)
+        uint _S239 = 24U + _S232;
+        if(_S239 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S238]) = _S228 * *&((&this_11->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S231 + _S239]) = _S229 * *&((&this_11->sums_0[3U])->x);
         }
-        uint _S239 = _S238 + 1U;
-        if(_S239 < _S232)
+        uint _S240 = _S239 + 1U;
+        if(_S240 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S239]) = _S228 * *&((&this_11->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S231 + _S240]) = _S229 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S240 = 32U + _S231;
-        if(_S240 < _S232)
+        uint _S241 = 32U + _S232;
+        if(_S241 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S240]) = _S228 * *&((&this_11->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S231 + _S241]) = _S229 * *&((&this_11->sums_0[4U])->x);
         }
-        uint _S241 = _S240 + 1U;
-        if(_S241 < _S232)
+        uint _S242 = _S241 + 1U;
+        if(_S242 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S241]) = _S228 * *&((&this_11->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S231 + _S242]) = _S229 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S242 = 40U + _S231;
-        if(_S242 < _S232)
+        uint _S243 = 40U + _S232;
+        if(_S243 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S242]) = _S228 * *&((&this_11->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S231 + _S243]) = _S229 * *&((&this_11->sums_0[5U])->x);
         }
-        uint _S243 = _S242 + 1U;
-        if(_S243 < _S232)
+        uint _S244 = _S243 + 1U;
+        if(_S244 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S243]) = _S228 * *&((&this_11->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S231 + _S244]) = _S229 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S244 = 48U + _S231;
-        if(_S244 < _S232)
+        uint _S245 = 48U + _S232;
+        if(_S245 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S244]) = _S228 * *&((&this_11->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S231 + _S245]) = _S229 * *&((&this_11->sums_0[6U])->x);
         }
-        uint _S245 = _S244 + 1U;
-        if(_S245 < _S232)
+        uint _S246 = _S245 + 1U;
+        if(_S246 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S245]) = _S228 * *&((&this_11->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S231 + _S246]) = _S229 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S246 = 56U + _S231;
-        if(_S246 < _S232)
+        uint _S247 = 56U + _S232;
+        if(_S247 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S246]) = _S228 * *&((&this_11->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S231 + _S247]) = _S229 * *&((&this_11->sums_0[7U])->x);
         }
-        uint _S247 = _S246 + 1U;
-        if(_S247 < _S232)
+        uint _S248 = _S247 + 1U;
+        if(_S248 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S247]) = _S228 * *&((&this_11->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S231 + _S248]) = _S229 * *&((&this_11->sums_0[7U])->y);
         }
-        uint _S248 = 64U + _S231;
-        if(_S248 < _S232)
+        uint _S249 = 64U + _S232;
+        if(_S249 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S248]) = _S228 * *&((&this_11->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S231 + _S249]) = _S229 * *&((&this_11->sums_0[8U])->x);
         }
-        uint _S249 = _S248 + 1U;
-        if(_S249 < _S232)
+        uint _S250 = _S249 + 1U;
+        if(_S250 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S249]) = _S228 * *&((&this_11->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S231 + _S250]) = _S229 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S250 = 72U + _S231;
-        if(_S250 < _S232)
+        uint _S251 = 72U + _S232;
+        if(_S251 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S250]) = _S228 * *&((&this_11->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S231 + _S251]) = _S229 * *&((&this_11->sums_0[9U])->x);
         }
-        uint _S251 = _S250 + 1U;
-        if(_S251 < _S232)
+        uint _S252 = _S251 + 1U;
+        if(_S252 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S251]) = _S228 * *&((&this_11->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S231 + _S252]) = _S229 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S252 = 80U + _S231;
-        if(_S252 < _S232)
+        uint _S253 = 80U + _S232;
+        if(_S253 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S252]) = _S228 * *&((&this_11->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S231 + _S253]) = _S229 * *&((&this_11->sums_0[10U])->x);
         }
-        uint _S253 = _S252 + 1U;
-        if(_S253 < _S232)
+        uint _S254 = _S253 + 1U;
+        if(_S254 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S253]) = _S228 * *&((&this_11->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S231 + _S254]) = _S229 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S254 = 88U + _S231;
-        if(_S254 < _S232)
+        uint _S255 = 88U + _S232;
+        if(_S255 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S254]) = _S228 * *&((&this_11->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S231 + _S255]) = _S229 * *&((&this_11->sums_0[11U])->x);
         }
-        uint _S255 = _S254 + 1U;
-        if(_S255 < _S232)
+        uint _S256 = _S255 + 1U;
+        if(_S256 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S255]) = _S228 * *&((&this_11->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S231 + _S256]) = _S229 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S256 = 96U + _S231;
-        if(_S256 < _S232)
+        uint _S257 = 96U + _S232;
+        if(_S257 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S256]) = _S228 * *&((&this_11->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S231 + _S257]) = _S229 * *&((&this_11->sums_0[12U])->x);
         }
-        uint _S257 = _S256 + 1U;
-        if(_S257 < _S232)
+        uint _S258 = _S257 + 1U;
+        if(_S258 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S257]) = _S228 * *&((&this_11->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S231 + _S258]) = _S229 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S258 = 104U + _S231;
-        if(_S258 < _S232)
+        uint _S259 = 104U + _S232;
+        if(_S259 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S258]) = _S228 * *&((&this_11->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S231 + _S259]) = _S229 * *&((&this_11->sums_0[13U])->x);
         }
-        uint _S259 = _S258 + 1U;
-        if(_S259 < _S232)
+        uint _S260 = _S259 + 1U;
+        if(_S260 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S259]) = _S228 * *&((&this_11->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S231 + _S260]) = _S229 * *&((&this_11->sums_0[13U])->y);
         }
-        uint _S260 = 112U + _S231;
-        if(_S260 < _S232)
+        uint _S261 = 112U + _S232;
+        if(_S261 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S260]) = _S228 * *&((&this_11->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S231 + _S261]) = _S229 * *&((&this_11->sums_0[14U])->x);
         }
-        uint _S261 = _S260 + 1U;
-        if(_S261 < _S232)
+        uint _S262 = _S261 + 1U;
+        if(_S262 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S261]) = _S228 * *&((&this_11->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S231 + _S262]) = _S229 * *&((&this_11->sums_0[14U])->y);
         }
-        uint _S262 = 120U + _S231;
-        if(_S262 < _S232)
+        uint _S263 = 120U + _S232;
+        if(_S263 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S262]) = _S228 * *&((&this_11->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S231 + _S263]) = _S229 * *&((&this_11->sums_0[15U])->x);
         }
-        uint _S263 = _S262 + 1U;
-        if(_S263 < _S232)
+        uint _S264 = _S263 + 1U;
+        if(_S264 < _S233)
         {
-            *(&(target_0->result_2)[_S230 + _S263]) = _S228 * *&((&this_11->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S231 + _S264]) = _S229 * *&((&this_11->sums_0[15U])->y);
         }
     }
-    float _S264 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
-    float total_16 = *&((&this_11->totals_0[0U])->y) + _S264;
-    float _S265 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
-    uint _S266 = _S225 + 8U + _S226 / 4U;
-    float _S267 = Target_factor_0(target_0, _S266, *&((&this_11->peaks_0[0U])->y), total_16 + _S265);
-    bool _S268 = Target_has_0(target_0, _S266);
-    if(_S268)
+    float _S265 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_16 = *&((&this_11->totals_0[0U])->y) + _S265;
+    float _S266 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
+    uint _S267 = _S226 + 8U + _S227 / 4U;
+    float _S268 = Target_factor_0(target_0, _S267, *&((&this_11->peaks_0[0U])->y), total_16 + _S266);
+    bool _S269 = Target_has_0(target_0, _S267);
+    if(_S269)
     {
-        uint _S269 = Target_place_0(target_0, _S266);
-        uint _S270 = _S226 % 4U * 2U;
-        uint _S271 = target_0->head_dim_1;
-        if(_S270 < (target_0->head_dim_1))
+        uint _S270 = Target_place_0(target_0, _S267);
+        uint _S271 = _S227 % 4U * 2U;
+        uint _S272 = target_0->head_dim_1;
+        if(_S271 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S269 + _S270]) = _S267 * *&((&this_11->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S270 + _S271]) = _S268 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S272 = _S270 + 1U;
-        if(_S272 < _S271)
+        uint _S273 = _S271 + 1U;
+        if(_S273 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S272]) = _S267 * *&((&this_11->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S270 + _S273]) = _S268 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S273 = 8U + _S270;
-        if(_S273 < _S271)
+        uint _S274 = 8U + _S271;
+        if(_S274 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S273]) = _S267 * *&((&this_11->sums_0[1U])->z);
+            *(&(target_0->result_2)[_S270 + _S274]) = _S268 * *&((&this_11->sums_0[1U])->z);
         }
-        uint _S274 = _S273 + 1U;
-        if(_S274 < _S271)
+        uint _S275 = _S274 + 1U;
+        if(_S275 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S274]) = _S267 * *&((&this_11->sums_0[1U])->w);
+            *(&(target_0->result_2)[_S270 + _S275]) = _S268 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S275 = 16U + _S270;
-        if(_S275 < _S271)
+        uint _S276 = 16U + _S271;
+        if(_S276 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S275]) = _S267 * *&((&this_11->sums_0[2U])->z);
+            *(&(target_0->result_2)[_S270 + _S276]) = _S268 * *&((&this_11->sums_0[2U])->z);
         }
-        uint _S276 = _S275 + 1U;
-        if(_S276 < _S271)
+        uint _S277 = _S276 + 1U;
+        if(_S277 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S276]) = _S267 * *&((&this_11->sums_0[2U])->w);
+            *(&(target_0->result_2)[_S270 + _S277]) = _S268 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S277 = 24U + _S270;
-        if(_S277 < _S271)
+        uint _S278 = 24U + _S271;
+        if(_S278 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S277]) = _S267 * *&((&this_11->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S270 + _S278]) = _S268 * *&((&this_11->sums_0[3U])->z);
         }
-        uint _S278 = _S277 + 1U;
-        if(_S278 < _S271)
+        uint _S279 = _S278 + 1U;
+        if(_S279 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S278]) = _S267 * *&((&this_11->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S270 + _S279]) = _S268 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S279 = 32U + _S270;
-        if(_S279 < _S271)
+        uint _S280 = 32U + _S271;
+        if(_S280 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S279]) = _S267 * *&((&this_11->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S270 + _S280]) = _S268 * *&((&this_11->sums_0[4U])->z);
         }
-        uint _S280 = _S279 + 1U;
-        if(_S280 < _S271)
+        uint _S281 = _S280 + 1U;
+        if(_S281 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S280]) = _S267 * *&((&this_11->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S270 + _S281]) = _S268 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S281 = 40U + _S270;
-        if(_S281 < _S271)
+        uint _S282 = 40U + _S271;
+        if(_S282 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S281]) = _S267 * *&((&this_11->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S270 + _S282]) = _S268 * *&((&this_11->sums_0[5U])->z);
         }
-        uint _S282 = _S281 + 1U;
-        if(_S282 < _S271)
+        uint _S283 = _S282 + 1U;
+        if(_S283 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S282]) = _S267 * *&((&this_11->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S270 + _S283]) = _S268 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S283 = 48U + _S270;
-        if(_S283 < _S271)
+        uint _S284 = 48U + _S271;
+        if(_S284 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S283]) = _S267 * *&((&this_11->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S270 + _S284]) = _S268 * *&((&this_11->sums_0[6U])->z);
         }
-        uint _S284 = _S283 + 1U;
-        if(_S284 < _S271)
+        uint _S285 = _S284 + 1U;
+        if(_S285 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S284]) = _S267 * *&((&this_11->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S270 + _S285]) = _S268 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S285 = 56U + _S270;
-        if(_S285 < _S271)
+        uint _S286 = 56U + _S271;
+        if(_S286 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S285]) = _S267 * *&((&this_11->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S270 + _S286]) = _S268 * *&((&this_11->sums_0[7U])->z);
         }
-        uint _S286 = _S285 + 1U;
-        if(_S286 < _S271)
+        uint _S287 = _S286 + 1U;
+        if(_S287 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S286]) = _S267 * *&((&this_11->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S270 + _S287]) = _S268 * *&((&this_11->sums_0[7U])->w);
         }
-        uint _S287 = 64U + _S270;
-        if(_S287 < _S271)
+        uint _S288 = 64U + _S271;
+        if(_S288 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S287]) = _S267 * *&((&this_11->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S270 + _S288]) = _S268 * *&((&this_11->sums_0[8U])->z);
         }
-        uint _S288 = _S287 + 1U;
-        if(_S288 < _S271)
+        uint _S289 = _S288 + 1U;
+        if(_S289 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S288]) = _S267 * *&((&this_11->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S270 + _S289]) = _S268 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S289 = 72U + _S270;
-        if(_S289 < _S271)
+        uint _S290 = 72U + _S271;
+        if(_S290 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S289]) = _S267 * *&((&this_11->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S270 + _S290]) = _S268 * *&((&this_11->sums_0[9U])->z);
         }
-        uint _S290 = _S289 + 1U;
-        if(_S290 < _S271)
+        uint _S291 = _S290 + 1U;
+        if(_S291 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S290]) = _S267 * *&((&this_11->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S270 + _S291]) = _S268 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S291 = 80U + _S270;
-        if(_S291 < _S271)
+        uint _S292 = 80U + _S271;
+        if(_S292 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S291]) = _S267 * *&((&this_11->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S270 + _S292]) = _S268 * *&((&this_11->sums_0[10U])->z);
         }
-        uint _S292 = _S291 + 1U;
-        if(_S292 < _S271)
+        uint _S293 = _S292 + 1U;
+        if(_S293 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S292]) = _S267 * *&((&this_11->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S270 + _S293]) = _S268 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S293 = 88U + _S270;
-        if(_S293 < _S271)
+        uint _S294 = 88U + _S271;
+        if(_S294 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S293]) = _S267 * *&((&this_11->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S270 + _S294]) = _S268 * *&((&this_11->sums_0[11U])->z);
         }
-        uint _S294 = _S293 + 1U;
-        if(_S294 < _S271)
+        uint _S295 = _S294 + 1U;
+        if(_S295 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S294]) = _S267 * *&((&this_11->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S270 + _S295]) = _S268 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S295 = 96U + _S270;
-        if(_S295 < _S271)
+        uint _S296 = 96U + _S271;
+        if(_S296 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S295]) = _S267 * *&((&this_11->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S270 + _S296]) = _S268 * *&((&this_11->sums_0[12U])->z);
         }
-        uint _S296 = _S295 + 1U;
-        if(_S296 < _S271)
+        uint _S297 = _S296 + 1U;
+        if(_S297 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S296]) = _S267 * *&((&this_11->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S270 + _S297]) = _S268 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S297 = 104U + _S270;
-        if(_S297 < _S271)
+        uint _S298 = 104U + _S271;
+        if(_S298 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S297]) = _S267 * *&((&this_11->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S270 + _S298]) = _S268 * *&((&this_11->sums_0[13U])->z);
         }
-        uint _S298 = _S297 + 1U;
-        if(_S298 < _S271)
+        uint _S299 = _S298 + 1U;
+        if(_S299 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S298]) = _S267 * *&((&this_11->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S270 + _S299]) = _S268 * *&((&this_11->sums_0[13U])->w);
         }
-        uint _S299 = 112U + _S270;
-        if(_S299 < _S271)
+        uint _S300 = 112U + _S271;
+        if(_S300 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S299]) = _S267 * *&((&this_11->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S270 + _S300]) = _S268 * *&((&this_11->sums_0[14U])->z);
         }
-        uint _S300 = _S299 + 1U;
-        if(_S300 < _S271)
+        uint _S301 = _S300 + 1U;
+        if(_S301 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S300]) = _S267 * *&((&this_11->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S270 + _S301]) = _S268 * *&((&this_11->sums_0[14U])->w);
         }
-        uint _S301 = 120U + _S270;
-        if(_S301 < _S271)
+        uint _S302 = 120U + _S271;
+        if(_S302 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S301]) = _S267 * *&((&this_11->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S270 + _S302]) = _S268 * *&((&this_11->sums_0[15U])->z);
         }
-        uint _S302 = _S301 + 1U;
-        if(_S302 < _S271)
+        uint _S303 = _S302 + 1U;
+        if(_S303 < _S272)
         {
-            *(&(target_0->result_2)[_S269 + _S302]) = _S267 * *&((&this_11->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S270 + _S303]) = _S268 * *&((&this_11->sums_0[15U])->w);
         }
     }
     return;
@@ -1347,36 +1353,36 @@ __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 
 __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<uint4 > k_pages_0, StructuredBuffer<uint4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
 {
-    bool _S303;
     bool _S304;
     bool _S305;
-    uint _S306 = p_0->kv_heads_0;
-    uint _S307 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S308 = (U32_min((_S307), (64U)));
-    uint _S309 = 64U / _S308;
-    uint _S310 = (_S307 + 64U - 1U) / 64U;
-    uint _S311 = _S306 * _S310;
-    uint _S312 = p_0->batch_offset_0;
-    uint _S313 = p_0->batch_row_0;
-    uint _S314 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S315 = (_S314 + _S309 - 1U) / _S309;
-    uint _S316 = group_number_0(group_1);
-    if(_S316 >= (_S315 * _S311))
+    bool _S306;
+    uint _S307 = p_0->kv_heads_0;
+    uint _S308 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S309 = (U32_min((_S308), (64U)));
+    uint _S310 = 64U / _S309;
+    uint _S311 = (_S308 + 64U - 1U) / 64U;
+    uint _S312 = _S307 * _S311;
+    uint _S313 = p_0->batch_offset_0;
+    uint _S314 = p_0->batch_row_0;
+    uint _S315 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S316 = (_S315 + _S310 - 1U) / _S310;
+    uint _S317 = group_number_0(group_1);
+    if(_S317 >= (_S316 * _S312))
     {
         return;
     }
-    uint _S317 = _S316 % _S311;
-    uint _S318 = _S315 - 1U;
-    uint _S319 = _S316 / _S311;
-    uint _S320 = (_S318 - _S319) * _S309;
-    uint _S321 = (U32_min((_S320 + _S309), (_S314)));
-    uint _S322 = _S317 / _S310;
-    uint _S323 = _S322 * _S307;
-    uint _S324 = _S317 % _S310;
-    uint _S325 = _S323 + _S324 * 64U;
-    uint _S326 = (_S322 + 1U) * _S307;
-    uint _S327 = p_0->head_dim_0;
-    uint _S328 = _S306 * p_0->head_dim_0;
+    uint _S318 = _S317 % _S312;
+    uint _S319 = _S316 - 1U;
+    uint _S320 = _S317 / _S312;
+    uint _S321 = (_S319 - _S320) * _S310;
+    uint _S322 = (U32_min((_S321 + _S310), (_S315)));
+    uint _S323 = _S318 / _S311;
+    uint _S324 = _S323 * _S308;
+    uint _S325 = _S318 % _S311;
+    uint _S326 = _S324 + _S325 * 64U;
+    uint _S327 = (_S323 + 1U) * _S308;
+    uint _S328 = p_0->head_dim_0;
+    uint _S329 = _S307 * p_0->head_dim_0;
     uint i_2 = thread_1;
     for(;;)
     {
@@ -1387,23 +1393,14 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S329 = i_2 / 16U;
-        uint _S330 = i_2 % 16U;
-        int4  _S331 = make_int4 (int(0));
-        uint4  _S332 = make_uint4 ((uint)_S331.x, (uint)_S331.y, (uint)_S331.z, (uint)_S331.w);
-        if(_S329 < (_S309 * _S308))
+        uint _S330 = i_2 / 16U;
+        uint _S331 = i_2 % 16U;
+        int4  _S332 = make_int4 (int(0));
+        uint4  _S333 = make_uint4 ((uint)_S332.x, (uint)_S332.y, (uint)_S332.z, (uint)_S332.w);
+        if(_S330 < (_S310 * _S309))
         {
-            uint _S333 = _S329 / _S308;
-            _S303 = (_S320 + _S333) < _S321;
-        }
-        else
-        {
-            _S303 = false;
-        }
-        if(_S303)
-        {
-            uint _S334 = _S329 % _S308;
-            _S304 = (_S325 + _S334) < _S326;
+            uint _S334 = _S330 / _S309;
+            _S304 = (_S321 + _S334) < _S322;
         }
         else
         {
@@ -1411,134 +1408,143 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         }
         if(_S304)
         {
-            _S305 = (8U * _S330) < _S327;
+            uint _S335 = _S330 % _S309;
+            _S305 = (_S326 + _S335) < _S327;
         }
         else
         {
             _S305 = false;
         }
-        uint4  halves_0;
         if(_S305)
         {
-            uint _S335 = p_0->q_offset_0;
-            uint _S336 = _S329 / _S308;
-            uint _S337 = _S335 + (_S320 + _S336) * p_0->q_stride_0;
-            uint _S338 = _S329 % _S308;
-            uint _S339 = (_S337 + (_S325 + _S338) * _S327) / 4U + 2U * _S330;
-            float _S340 = 1.4426950216293335f * p_0->scale_2;
-            float4  _S341 = __ldg((&(q_0)[_S339]));
-            float4  _S342 = make_float4 (-65504.0f);
-            float4  _S343 = make_float4 (65504.0f);
-            float4  _S344 = clamp_0(make_float4 (_S340) * _S341, _S342, _S343);
-            float4  _S345 = __ldg((&(q_0)[_S339 + 1U]));
-            uint4  _S346 = eight_halves_1(_S344, clamp_0(make_float4 (_S340) * _S345, _S342, _S343));
-            halves_0 = _S346;
+            _S306 = (8U * _S331) < _S328;
         }
         else
         {
-            halves_0 = _S332;
+            _S306 = false;
         }
-        put_0(_S329 * 17U + _S330, halves_0);
+        uint4  halves_0;
+        if(_S306)
+        {
+            uint _S336 = p_0->q_offset_0;
+            uint _S337 = _S330 / _S309;
+            uint _S338 = _S336 + (_S321 + _S337) * p_0->q_stride_0;
+            uint _S339 = _S330 % _S309;
+            uint _S340 = (_S338 + (_S326 + _S339) * _S328) / 4U + 2U * _S331;
+            float _S341 = 1.4426950216293335f * p_0->scale_2;
+            float4  _S342 = __ldg((&(q_0)[_S340]));
+            float4  _S343 = make_float4 (-65504.0f);
+            float4  _S344 = make_float4 (65504.0f);
+            float4  _S345 = clamp_0(make_float4 (_S341) * _S342, _S343, _S344);
+            float4  _S346 = __ldg((&(q_0)[_S340 + 1U]));
+            uint4  _S347 = eight_halves_1(_S345, clamp_0(make_float4 (_S341) * _S346, _S343, _S344));
+            halves_0 = _S347;
+        }
+        else
+        {
+            halves_0 = _S333;
+        }
+        put_0(_S330 * 17U + _S331, halves_0);
         i_2 = i_2 + 128U;
     }
-    if(thread_1 < _S309)
+    if(thread_1 < _S310)
     {
-        _S303 = (_S320 + thread_1) < _S321;
+        _S304 = (_S321 + thread_1) < _S322;
     }
     else
     {
-        _S303 = false;
+        _S304 = false;
     }
-    if(_S303)
+    if(_S304)
     {
-        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S312, _S313 + _S320 + thread_1);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S313, _S314 + _S321 + thread_1);
     }
     __syncthreads();
-    uint _S347 = thread_1 % 32U;
+    uint _S348 = thread_1 % 32U;
     Attending_0 attending_0;
     Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S348 = (&attending_0)->part_0 * 32U;
-    uint _S349 = thread_1 / 16U;
-    uint _S350 = thread_1 % 16U;
-    uint _S351 = _S322 * _S327 + 8U * (U32_min((_S350), (_S327 / 8U - 1U)));
-    uint row_4 = _S320;
+    uint _S349 = (&attending_0)->part_0 * 32U;
+    uint _S350 = thread_1 / 16U;
+    uint _S351 = thread_1 % 16U;
+    uint _S352 = _S323 * _S328 + 8U * (U32_min((_S351), (_S328 / 8U - 1U)));
+    uint row_4 = _S321;
     for(;;)
     {
-        if(row_4 < _S321)
+        if(row_4 < _S322)
         {
         }
         else
         {
             break;
         }
-        uint _S352 = (*&row_sequences_0)[row_4 - _S320];
-        uint r_0 = _S347;
-        uint other_0 = _S321;
+        uint _S353 = (*&row_sequences_0)[row_4 - _S321];
+        uint r_0 = _S348;
+        uint other_0 = _S322;
         for(;;)
         {
-            if(r_0 < (_S321 - _S320))
+            if(r_0 < (_S322 - _S321))
             {
             }
             else
             {
                 break;
             }
-            uint _S353 = _S320 + r_0;
-            if(_S353 > row_4)
+            uint _S354 = _S321 + r_0;
+            if(_S354 > row_4)
             {
-                _S303 = ((*&row_sequences_0)[r_0]) != _S352;
+                _S304 = ((*&row_sequences_0)[r_0]) != _S353;
             }
             else
             {
-                _S303 = false;
+                _S304 = false;
             }
-            if(_S303)
+            if(_S304)
             {
-                other_0 = (U32_min((other_0), (_S353)));
+                other_0 = (U32_min((other_0), (_S354)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S354 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S352, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-        bool _S355 = thread_1 < 64U;
+        SequenceTable_0 _S355 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S353, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S356 = thread_1 < 64U;
         uint begin_2;
         uint end_0;
-        if(_S355)
+        if(_S356)
         {
-            uint _S356 = thread_1 / _S308;
-            uint _S357 = _S320 + _S356;
-            if(thread_1 < (_S309 * _S308))
+            uint _S357 = thread_1 / _S309;
+            uint _S358 = _S321 + _S357;
+            if(thread_1 < (_S310 * _S309))
             {
-                _S303 = _S357 < _S321;
+                _S304 = _S358 < _S322;
             }
             else
             {
-                _S303 = false;
+                _S304 = false;
             }
-            if(_S303)
+            if(_S304)
             {
-                uint _S358 = row_position_0(batch_3, _S312, _S313 + _S357);
-                uint _S359 = first_seen_0(_S358, p_0->window_0);
-                if(_S357 >= row_4)
+                uint _S359 = row_position_0(batch_3, _S313, _S314 + _S358);
+                uint _S360 = first_seen_0(_S359, p_0->window_0);
+                if(_S358 >= row_4)
                 {
-                    _S304 = _S357 < row_5;
+                    _S305 = _S358 < row_5;
                 }
                 else
                 {
-                    _S304 = false;
+                    _S305 = false;
                 }
-                if(_S304)
+                if(_S305)
                 {
-                    SequenceTable_0 _S360 = _S354;
-                    uint _S361 = SequenceTable_end_of_0(&_S360, _S358);
-                    i_2 = _S361;
+                    SequenceTable_0 _S361 = _S355;
+                    uint _S362 = SequenceTable_end_of_0(&_S361, _S359);
+                    i_2 = _S362;
                 }
                 else
                 {
                     i_2 = 0U;
                 }
-                begin_2 = _S359;
+                begin_2 = _S360;
                 end_0 = i_2;
             }
             else
@@ -1549,74 +1555,74 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S362 = shown_0(_S347);
-        uint _S363 = _S362.x;
-        uint _S364 = _S362.y;
-        if(_S363 < _S364)
+        uint2  _S363 = shown_0(_S348);
+        uint _S364 = _S363.x;
+        uint _S365 = _S363.y;
+        if(_S364 < _S365)
         {
-            _S303 = _S364 != 4294967295U;
+            _S304 = _S365 != 4294967295U;
         }
         else
         {
-            _S303 = false;
+            _S304 = false;
         }
-        if(_S303)
+        if(_S304)
         {
-            uint _S365 = (U32_max((0U), (_S364)));
-            begin_2 = (U32_min((4294967295U), (_S363)));
-            end_0 = _S365;
+            uint _S366 = (U32_max((0U), (_S365)));
+            begin_2 = (U32_min((4294967295U), (_S364)));
+            end_0 = _S366;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S366 = (U32_max((0U), (_S363)));
-        uint _S367 = (U32_min((4294967295U), (_S364)));
-        uint2  _S368 = shown_0(32U + _S347);
-        uint _S369 = _S368.x;
-        uint _S370 = _S368.y;
-        if(_S369 < _S370)
+        uint _S367 = (U32_max((0U), (_S364)));
+        uint _S368 = (U32_min((4294967295U), (_S365)));
+        uint2  _S369 = shown_0(32U + _S348);
+        uint _S370 = _S369.x;
+        uint _S371 = _S369.y;
+        if(_S370 < _S371)
         {
-            _S304 = _S370 != 4294967295U;
+            _S305 = _S371 != 4294967295U;
         }
         else
         {
-            _S304 = false;
+            _S305 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S304)
+        if(_S305)
         {
-            uint _S371 = (U32_max((end_0), (_S370)));
-            begin_3 = (U32_min((begin_2), (_S369)));
-            end_1 = _S371;
+            uint _S372 = (U32_max((end_0), (_S371)));
+            begin_3 = (U32_min((begin_2), (_S370)));
+            end_1 = _S372;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S372 = (U32_max((_S366), (_S369)));
-        uint _S373 = (U32_min((_S367), (_S370)));
+        uint _S373 = (U32_max((_S367), (_S370)));
+        uint _S374 = (U32_min((_S368), (_S371)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S374 = (__reduce_max_sync(0xffffffffu, (_S372)));
-        uint _S375 = (__reduce_min_sync(0xffffffffu, (_S373)));
+        uint _S375 = (__reduce_max_sync(0xffffffffu, (_S373)));
+        uint _S376 = (__reduce_min_sync(0xffffffffu, (_S374)));
         if(begin_4 < end_2)
         {
-            if(_S355)
+            if(_S356)
             {
-                uint _S376 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S377 = _S354;
-                uint _S378 = SequenceTable_slot_0(&_S377, sequences_2, _S376);
-                (*&slots_0)[thread_1] = _S378;
+                uint _S377 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S378 = _S355;
+                uint _S379 = SequenceTable_slot_0(&_S378, sequences_2, _S377);
+                (*&slots_0)[thread_1] = _S379;
             }
             __syncthreads();
-            Parts_0 _S379 = load_0(k_pages_0, p_0->k_pages_offset_0, _S328, _S351, 0U, _S349);
-            Parts_store_0(&_S379, 0U, _S349, _S350);
-            Parts_0 _S380 = load_0(v_pages_0, p_0->v_pages_offset_0, _S328, _S351, 0U, _S349);
-            Parts_store_0(&_S380, 544U, _S349, _S350);
+            Parts_0 _S380 = load_0(k_pages_0, p_0->k_pages_offset_0, _S329, _S352, 0U, _S350);
+            Parts_store_0(&_S380, 0U, _S350, _S351);
+            Parts_0 _S381 = load_0(v_pages_0, p_0->v_pages_offset_0, _S329, _S352, 0U, _S350);
+            Parts_store_0(&_S381, 544U, _S350, _S351);
         }
         __syncthreads();
         uint at_3 = begin_4;
@@ -1630,85 +1636,85 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S381 = 1U - now_0;
-            if(at_3 < _S374)
+            uint _S382 = 1U - now_0;
+            if(at_3 < _S375)
             {
-                _S305 = true;
+                _S306 = true;
             }
             else
             {
-                _S305 = (at_3 + 32U) > _S375;
+                _S306 = (at_3 + 32U) > _S376;
             }
-            uint _S382 = _S381 * 32U;
-            Parts_0 _S383 = load_0(k_pages_0, p_0->k_pages_offset_0, _S328, _S351, _S382, _S349);
-            Parts_0 _S384 = load_0(v_pages_0, p_0->v_pages_offset_0, _S328, _S351, _S382, _S349);
-            bool _S385 = thread_1 < 32U;
+            uint _S383 = _S382 * 32U;
+            Parts_0 _S384 = load_0(k_pages_0, p_0->k_pages_offset_0, _S329, _S352, _S383, _S350);
+            Parts_0 _S385 = load_0(v_pages_0, p_0->v_pages_offset_0, _S329, _S352, _S383, _S350);
+            bool _S386 = thread_1 < 32U;
             uint slot_2;
-            if(_S385)
+            if(_S386)
             {
-                uint _S386 = (U32_min((at_3 + 64U + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S387 = _S354;
-                uint _S388 = SequenceTable_slot_0(&_S387, sequences_2, _S386);
-                slot_2 = _S388;
+                uint _S387 = (U32_min((at_3 + 64U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S388 = _S355;
+                uint _S389 = SequenceTable_slot_0(&_S388, sequences_2, _S387);
+                slot_2 = _S389;
             }
             else
             {
                 slot_2 = 0U;
             }
-            uint _S389 = now_0 * 1088U;
-            uint _S390 = _S348 * 17U;
-            Attending_score_0(&attending_0, _S389 + _S390);
-            Attending_weigh_0(&attending_0, at_3 + _S348, _S305);
-            Attending_add_0(&attending_0, _S389 + 544U + _S390);
-            uint _S391 = _S381 * 1088U;
-            Parts_0 _S392 = _S383;
-            Parts_store_0(&_S392, _S391, _S349, _S350);
-            uint _S393 = _S391 + 544U;
-            Parts_0 _S394 = _S384;
-            Parts_store_0(&_S394, _S393, _S349, _S350);
-            if(_S385)
+            uint _S390 = now_0 * 1088U;
+            uint _S391 = _S349 * 17U;
+            Attending_score_0(&attending_0, _S390 + _S391);
+            Attending_weigh_0(&attending_0, at_3 + _S349, _S306);
+            Attending_add_0(&attending_0, _S390 + 544U + _S391);
+            uint _S392 = _S382 * 1088U;
+            Parts_0 _S393 = _S384;
+            Parts_store_0(&_S393, _S392, _S350, _S351);
+            uint _S394 = _S392 + 544U;
+            Parts_0 _S395 = _S385;
+            Parts_store_0(&_S395, _S394, _S350, _S351);
+            if(_S386)
             {
                 (*&slots_0)[now_0 * 32U + thread_1] = slot_2;
             }
             __syncthreads();
             at_3 = at_3 + 32U;
-            now_0 = _S381;
+            now_0 = _S382;
         }
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_3;
-    uint _S395 = p_0->sinks_offset_0;
+    uint _S396 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_2 = 4294967295U;
     }
     else
     {
-        i_2 = _S395 + _S325;
+        i_2 = _S396 + _S326;
     }
     (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_2 = p_0->out_offset_0 + _S320 * p_0->out_stride_0 + _S325 * _S327;
+    (&target_1)->at_2 = p_0->out_offset_0 + _S321 * p_0->out_stride_0 + _S326 * _S328;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S327;
-    (&target_1)->heads_1 = _S308;
-    (&target_1)->rows_3 = _S321 - _S320;
-    (&target_1)->last_0 = _S326 - _S325;
+    (&target_1)->head_dim_1 = _S328;
+    (&target_1)->heads_1 = _S309;
+    (&target_1)->rows_3 = _S322 - _S321;
+    (&target_1)->last_0 = _S327 - _S326;
     Attending_join_0(&attending_0);
     if(((&attending_0)->part_0) == 0U)
     {
-        Attending_0 _S396 = attending_0;
-        Target_0 _S397 = target_1;
-        Attending_write_0(&_S396, &_S397);
+        Attending_0 _S397 = attending_0;
+        Target_0 _S398 = target_1;
+        Attending_write_0(&_S397, &_S398);
     }
     return;
 }
 
 extern "C" __global__ void matrix128_prefill_attention_f16(StructuredBuffer<float4 > q_1, StructuredBuffer<uint4 > k_pages_1, StructuredBuffer<uint4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
 {
-    uint _S398 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S399 = p_1;
-    attend_0(blockIdx, _S398, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S399);
+    uint _S399 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S400 = p_1;
+    attend_0(blockIdx, _S399, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S400);
     return;
 }

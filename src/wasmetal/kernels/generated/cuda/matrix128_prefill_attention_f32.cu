@@ -98,21 +98,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  Float32Halves_decode_0(Floats_0 * f_0)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(f_0->first_0, _S5, _S6), clamp_0(f_0->second_0, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(f_0->first_0, _S6, _S7), clamp_0(f_0->second_0, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 2176>  tiles_0;
@@ -125,18 +131,18 @@ __device__ void put_0(uint at_0, uint4  eight_halves_1)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint to_0, uint row_0, uint eight_0)
 {
-    uint _S8 = to_0 + row_0 * 17U + eight_0;
-    uint4  _S9 = Float32Halves_decode_0(&this_0->rows_0[0U]);
-    put_0(_S8, _S9);
-    uint _S10 = to_0 + (row_0 + 8U) * 17U + eight_0;
-    uint4  _S11 = Float32Halves_decode_0(&this_0->rows_0[1U]);
-    put_0(_S10, _S11);
-    uint _S12 = to_0 + (row_0 + 16U) * 17U + eight_0;
-    uint4  _S13 = Float32Halves_decode_0(&this_0->rows_0[2U]);
-    put_0(_S12, _S13);
-    uint _S14 = to_0 + (row_0 + 24U) * 17U + eight_0;
-    uint4  _S15 = Float32Halves_decode_0(&this_0->rows_0[3U]);
-    put_0(_S14, _S15);
+    uint _S9 = to_0 + row_0 * 17U + eight_0;
+    uint4  _S10 = Float32Halves_decode_0(&this_0->rows_0[0U]);
+    put_0(_S9, _S10);
+    uint _S11 = to_0 + (row_0 + 8U) * 17U + eight_0;
+    uint4  _S12 = Float32Halves_decode_0(&this_0->rows_0[1U]);
+    put_0(_S11, _S12);
+    uint _S13 = to_0 + (row_0 + 16U) * 17U + eight_0;
+    uint4  _S14 = Float32Halves_decode_0(&this_0->rows_0[2U]);
+    put_0(_S13, _S14);
+    uint _S15 = to_0 + (row_0 + 24U) * 17U + eight_0;
+    uint4  _S16 = Float32Halves_decode_0(&this_0->rows_0[3U]);
+    put_0(_S15, _S16);
     return;
 }
 
@@ -150,10 +156,10 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_1, uint scale_1)
 {
-    Run_0 _S16;
-    (&_S16)->vector_0 = vector_1;
-    (&_S16)->scale_0 = scale_1;
-    return _S16;
+    Run_0 _S17;
+    (&_S17)->vector_0 = vector_1;
+    (&_S17)->scale_0 = scale_1;
+    return _S17;
 }
 
 __device__ Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_0, uint element_0)
@@ -163,28 +169,28 @@ __device__ Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_0, uint 
 
 __device__ Floats_0 Floats_x24init_0(float4  first_1, float4  second_1)
 {
-    Floats_0 _S17;
-    (&_S17)->first_0 = first_1;
-    (&_S17)->second_0 = second_1;
-    return _S17;
+    Floats_0 _S18;
+    (&_S18)->first_0 = first_1;
+    (&_S18)->second_0 = second_1;
+    return _S18;
 }
 
 __device__ Floats_0 Float32Halves_fetch_0(StructuredBuffer<float4 > pool_0, uint offset_1, uint slot_1, uint columns_1, uint element_1)
 {
-    Run_0 _S18 = Float32_run_0(offset_1, slot_1, columns_1, element_1);
-    float4  _S19 = __ldg((&(pool_0)[_S18.vector_0]));
-    float4  _S20 = __ldg((&(pool_0)[_S18.vector_0 + 1U]));
-    return Floats_x24init_0(_S19, _S20);
+    Run_0 _S19 = Float32_run_0(offset_1, slot_1, columns_1, element_1);
+    float4  _S20 = __ldg((&(pool_0)[_S19.vector_0]));
+    float4  _S21 = __ldg((&(pool_0)[_S19.vector_0 + 1U]));
+    return Floats_x24init_0(_S20, _S21);
 }
 
 __device__ Parts_0 load_0(StructuredBuffer<float4 > pool_1, uint offset_2, uint columns_2, uint element_2, uint first_slot_0, uint row_1)
 {
     Parts_0 parts_0;
-    uint _S21 = first_slot_0 + row_1;
-    (&parts_0)->rows_0[0U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S21], columns_2, element_2);
-    (&parts_0)->rows_0[1U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S21 + 8U], columns_2, element_2);
-    (&parts_0)->rows_0[2U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S21 + 16U], columns_2, element_2);
-    (&parts_0)->rows_0[3U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S21 + 24U], columns_2, element_2);
+    uint _S22 = first_slot_0 + row_1;
+    (&parts_0)->rows_0[0U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S22], columns_2, element_2);
+    (&parts_0)->rows_0[1U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S22 + 8U], columns_2, element_2);
+    (&parts_0)->rows_0[2U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S22 + 16U], columns_2, element_2);
+    (&parts_0)->rows_0[3U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S22 + 24U], columns_2, element_2);
     return parts_0;
 }
 
@@ -214,17 +220,17 @@ struct MatrixAttentionParams_0
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_2, uint rows_2)
 {
-    uint _S22;
+    uint _S23;
     if(offset_3 == 4294967295U)
     {
-        _S22 = rows_2;
+        _S23 = rows_2;
     }
     else
     {
-        uint _S23 = __ldg((&(batch_0)[offset_3]));
-        _S22 = (U32_min(((U32_max((_S23), (first_2))) - first_2), (rows_2)));
+        uint _S24 = __ldg((&(batch_0)[offset_3]));
+        _S23 = (U32_min(((U32_max((_S24), (first_2))) - first_2), (rows_2)));
     }
-    return _S22;
+    return _S23;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -236,8 +242,8 @@ __device__ __shared__ FixedArray<uint, 64>  row_sequences_0;
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_2)
 {
-    uint _S24 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_2]));
-    return _S24;
+    uint _S25 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_2]));
+    return _S25;
 }
 
 struct Attending_0
@@ -255,51 +261,51 @@ struct Attending_0
 
 __device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S25 = thread_0 % 32U;
-    this_1->lane_0 = _S25;
-    uint _S26 = thread_0 / 32U;
-    this_1->subgroup_0 = _S26;
-    uint _S27 = _S26 % 4U * 16U;
-    this_1->own_0 = _S27;
+    uint _S26 = thread_0 % 32U;
+    this_1->lane_0 = _S26;
+    uint _S27 = thread_0 / 32U;
+    this_1->subgroup_0 = _S27;
+    uint _S28 = _S27 % 4U * 16U;
+    this_1->own_0 = _S28;
     this_1->part_0 = 0U;
-    uint4  _S28 = (wasmetal_load_four((&(*&tiles_0)[(_S27 + _S25 % 16U) * 17U + _S25 / 16U])));
-    this_1->queries_0[0U] = _S28;
-    uint4  _S29 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 2U + this_1->lane_0 / 16U])));
-    this_1->queries_0[1U] = _S29;
-    uint4  _S30 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 4U + this_1->lane_0 / 16U])));
-    this_1->queries_0[2U] = _S30;
-    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 6U + this_1->lane_0 / 16U])));
-    this_1->queries_0[3U] = _S31;
-    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 8U + this_1->lane_0 / 16U])));
-    this_1->queries_0[4U] = _S32;
-    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 10U + this_1->lane_0 / 16U])));
-    this_1->queries_0[5U] = _S33;
-    uint4  _S34 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 12U + this_1->lane_0 / 16U])));
-    this_1->queries_0[6U] = _S34;
-    uint4  _S35 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 14U + this_1->lane_0 / 16U])));
-    this_1->queries_0[7U] = _S35;
+    uint4  _S29 = (wasmetal_load_four((&(*&tiles_0)[(_S28 + _S26 % 16U) * 17U + _S26 / 16U])));
+    this_1->queries_0[0U] = _S29;
+    uint4  _S30 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S30;
+    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S31;
+    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S32;
+    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 8U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S33;
+    uint4  _S34 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 10U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S34;
+    uint4  _S35 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 12U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S35;
+    uint4  _S36 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 14U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S36;
     this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S36 = make_int2 (int(0));
-    float2  _S37 = make_float2 ((float)_S36.x, (float)_S36.y);
-    this_1->totals_0[0U] = _S37;
-    int4  _S38 = make_int4 (int(0));
-    float4  _S39 = make_float4 ((float)_S38.x, (float)_S38.y, (float)_S38.z, (float)_S38.w);
-    this_1->sums_0[0U] = _S39;
-    this_1->sums_0[1U] = _S39;
-    this_1->sums_0[2U] = _S39;
-    this_1->sums_0[3U] = _S39;
-    this_1->sums_0[4U] = _S39;
-    this_1->sums_0[5U] = _S39;
-    this_1->sums_0[6U] = _S39;
-    this_1->sums_0[7U] = _S39;
-    this_1->sums_0[8U] = _S39;
-    this_1->sums_0[9U] = _S39;
-    this_1->sums_0[10U] = _S39;
-    this_1->sums_0[11U] = _S39;
-    this_1->sums_0[12U] = _S39;
-    this_1->sums_0[13U] = _S39;
-    this_1->sums_0[14U] = _S39;
-    this_1->sums_0[15U] = _S39;
+    int2  _S37 = make_int2 (int(0));
+    float2  _S38 = make_float2 ((float)_S37.x, (float)_S37.y);
+    this_1->totals_0[0U] = _S38;
+    int4  _S39 = make_int4 (int(0));
+    float4  _S40 = make_float4 ((float)_S39.x, (float)_S39.y, (float)_S39.z, (float)_S39.w);
+    this_1->sums_0[0U] = _S40;
+    this_1->sums_0[1U] = _S40;
+    this_1->sums_0[2U] = _S40;
+    this_1->sums_0[3U] = _S40;
+    this_1->sums_0[4U] = _S40;
+    this_1->sums_0[5U] = _S40;
+    this_1->sums_0[6U] = _S40;
+    this_1->sums_0[7U] = _S40;
+    this_1->sums_0[8U] = _S40;
+    this_1->sums_0[9U] = _S40;
+    this_1->sums_0[10U] = _S40;
+    this_1->sums_0[11U] = _S40;
+    this_1->sums_0[12U] = _S40;
+    this_1->sums_0[13U] = _S40;
+    this_1->sums_0[14U] = _S40;
+    this_1->sums_0[15U] = _S40;
     return;
 }
 
@@ -313,64 +319,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S40;
-    (&_S40)->begin_0 = begin_1;
-    (&_S40)->page_size_1 = page_size_2;
-    (&_S40)->pages_1 = pages_2;
-    (&_S40)->length_0 = length_1;
-    return _S40;
+    SequenceTable_0 _S41;
+    (&_S41)->begin_0 = begin_1;
+    (&_S41)->page_size_1 = page_size_2;
+    (&_S41)->pages_1 = pages_2;
+    (&_S41)->length_0 = length_1;
+    return _S41;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_5, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S41 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S42 = _S41 + 1U;
-    uint _S43 = __ldg((&(sequences_0)[_S41]));
-    return SequenceTable_x24init_0(_S42, page_size_3, pages_3, (U32_min((_S43), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S42 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S43 = _S42 + 1U;
+    uint _S44 = __ldg((&(sequences_0)[_S42]));
+    return SequenceTable_x24init_0(_S43, page_size_3, pages_3, (U32_min((_S44), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_3)
 {
-    uint _S44 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
-    return _S44;
+    uint _S45 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
+    return _S45;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S45;
+    bool _S46;
     if(window_1 != 0U)
     {
-        _S45 = position_0 >= window_1;
+        _S46 = position_0 >= window_1;
     }
     else
     {
-        _S45 = false;
+        _S46 = false;
     }
-    uint _S46;
-    if(_S45)
+    uint _S47;
+    if(_S46)
     {
-        _S46 = position_0 - window_1 + 1U;
+        _S47 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S46 = 0U;
+        _S47 = 0U;
     }
-    return _S46;
+    return _S47;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S47 = this_2->length_0;
-    uint _S48;
+    uint _S48 = this_2->length_0;
+    uint _S49;
     if(position_1 < (this_2->length_0))
     {
-        _S48 = position_1 + 1U;
+        _S49 = position_1 + 1U;
     }
     else
     {
-        _S48 = _S47;
+        _S49 = _S48;
     }
-    return _S48;
+    return _S49;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -388,558 +394,558 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S49 = this_3->begin_0;
-    uint _S50 = this_3->page_size_1;
-    uint _S51 = position_2 / this_3->page_size_1;
-    uint _S52 = __ldg((&(sequences_1)[_S49 + _S51]));
-    uint _S53 = (U32_min((_S52), (this_3->pages_1 - 1U))) * _S50;
-    uint _S54 = position_2 % _S50;
-    return _S53 + _S54;
+    uint _S50 = this_3->begin_0;
+    uint _S51 = this_3->page_size_1;
+    uint _S52 = position_2 / this_3->page_size_1;
+    uint _S53 = __ldg((&(sequences_1)[_S50 + _S52]));
+    uint _S54 = (U32_min((_S53), (this_3->pages_1 - 1U))) * _S51;
+    uint _S55 = position_2 % _S51;
+    return _S54 + _S55;
 }
 
 __device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S55 = make_int4 (int(0));
-    float4  _S56 = make_float4 ((float)_S55.x, (float)_S55.y, (float)_S55.z, (float)_S55.w);
-    this_4->scores_0[0U] = _S56;
-    this_4->scores_0[1U] = _S56;
-    this_4->scores_0[2U] = _S56;
-    this_4->scores_0[3U] = _S56;
-    uint4  _S57 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
-    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S57.x, _S57.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S58;
-    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S57.z, _S57.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S59;
-    uint4  _S60 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
-    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S60.x, _S60.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S61;
-    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S60.z, _S60.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S62;
-    uint4  _S63 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
-    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S63.x, _S63.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S64;
-    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S63.z, _S63.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S65;
-    uint4  _S66 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
-    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S66.x, _S66.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S67;
-    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S66.z, _S66.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S68;
-    uint4  _S69 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
-    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S69.x, _S69.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S70;
-    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S69.z, _S69.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S71;
-    uint4  _S72 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
-    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S72.x, _S72.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S73;
-    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S72.z, _S72.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S74;
-    uint4  _S75 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
-    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S75.x, _S75.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S76;
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S75.z, _S75.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S77;
-    uint4  _S78 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
-    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S78.x, _S78.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S79;
-    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S78.z, _S78.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S80;
-    uint4  _S81 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
-    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S81.x, _S81.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S82;
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S81.z, _S81.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S83;
-    uint4  _S84 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
-    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S84.x, _S84.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S85;
-    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S84.z, _S84.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S86;
-    uint4  _S87 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
-    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S87.x, _S87.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S88;
-    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S87.z, _S87.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S89;
-    uint4  _S90 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
-    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S90.x, _S90.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S91;
-    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S90.z, _S90.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S92;
-    uint4  _S93 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
-    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S93.x, _S93.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S94;
-    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S93.z, _S93.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S95;
-    uint4  _S96 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
-    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S96.x, _S96.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S97;
-    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S96.z, _S96.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S98;
-    uint4  _S99 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
-    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S99.x, _S99.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S100;
-    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S99.z, _S99.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S101;
-    uint4  _S102 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
-    float4  _S103 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S102.x, _S102.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S103;
-    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S102.z, _S102.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S104;
+    int4  _S56 = make_int4 (int(0));
+    float4  _S57 = make_float4 ((float)_S56.x, (float)_S56.y, (float)_S56.z, (float)_S56.w);
+    this_4->scores_0[0U] = _S57;
+    this_4->scores_0[1U] = _S57;
+    this_4->scores_0[2U] = _S57;
+    this_4->scores_0[3U] = _S57;
+    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
+    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S58.x, _S58.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S59;
+    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S58.z, _S58.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S60;
+    uint4  _S61 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
+    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S61.x, _S61.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S62;
+    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S61.z, _S61.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S63;
+    uint4  _S64 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S64.x, _S64.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S65;
+    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S64.z, _S64.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S66;
+    uint4  _S67 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S67.x, _S67.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S68;
+    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S67.z, _S67.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S69;
+    uint4  _S70 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S70.x, _S70.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S71;
+    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S70.z, _S70.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S72;
+    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S73.x, _S73.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S74;
+    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S73.z, _S73.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S75;
+    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S76.x, _S76.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S77;
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S76.z, _S76.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S78;
+    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S79.x, _S79.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S80;
+    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S79.z, _S79.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S81;
+    uint4  _S82 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S82.x, _S82.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S83;
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S82.z, _S82.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S84;
+    uint4  _S85 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S85.x, _S85.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S86;
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S85.z, _S85.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S87;
+    uint4  _S88 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S88.x, _S88.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S89;
+    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S88.z, _S88.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S90;
+    uint4  _S91 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S91.x, _S91.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S92;
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S91.z, _S91.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S93;
+    uint4  _S94 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S94.x, _S94.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S95;
+    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S94.z, _S94.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S96;
+    uint4  _S97 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S97.x, _S97.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S98;
+    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S97.z, _S97.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S99;
+    uint4  _S100 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S100.x, _S100.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S101;
+    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S100.z, _S100.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S102;
+    uint4  _S103 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S103.x, _S103.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S104;
+    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S103.z, _S103.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S105;
     return;
 }
 
 __device__ void Attending_weigh_0(Attending_0 * this_5, uint at_1, bool partly_0)
 {
-    bool _S105;
+    bool _S106;
     if(partly_0)
     {
-        uint2  _S106 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
-        uint _S107 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S108 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
-        if(_S107 < _S108)
+        uint2  _S107 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S108 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S109 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
+        if(_S108 < _S109)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S107 >= (_S106.y);
+            _S106 = _S108 >= (_S107.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S109 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S109 < _S108)
+        uint _S110 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S110 < _S109)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S109 >= (_S106.y);
+            _S106 = _S110 >= (_S107.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S110 = at_1 + 8U;
-        uint _S111 = _S110 + this_5->lane_0 % 4U * 2U;
-        if(_S111 < _S108)
+        uint _S111 = at_1 + 8U;
+        uint _S112 = _S111 + this_5->lane_0 % 4U * 2U;
+        if(_S112 < _S109)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S111 >= (_S106.y);
+            _S106 = _S112 >= (_S107.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S112 = _S110 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S112 < _S108)
+        uint _S113 = _S111 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S113 < _S109)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S112 >= (_S106.y);
+            _S106 = _S113 >= (_S107.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S113 = at_1 + 16U;
-        uint _S114 = _S113 + this_5->lane_0 % 4U * 2U;
-        if(_S114 < _S108)
+        uint _S114 = at_1 + 16U;
+        uint _S115 = _S114 + this_5->lane_0 % 4U * 2U;
+        if(_S115 < _S109)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S114 >= (_S106.y);
+            _S106 = _S115 >= (_S107.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S115 = _S113 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S115 < _S108)
+        uint _S116 = _S114 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S116 < _S109)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S115 >= (_S106.y);
+            _S106 = _S116 >= (_S107.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S116 = at_1 + 24U;
-        uint _S117 = _S116 + this_5->lane_0 % 4U * 2U;
-        if(_S117 < _S108)
+        uint _S117 = at_1 + 24U;
+        uint _S118 = _S117 + this_5->lane_0 % 4U * 2U;
+        if(_S118 < _S109)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S117 >= (_S106.y);
+            _S106 = _S118 >= (_S107.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S118 = _S116 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S118 < _S108)
+        uint _S119 = _S117 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S119 < _S109)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S118 >= (_S106.y);
+            _S106 = _S119 >= (_S107.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S119 = *&((&this_5->peaks_0[0U])->x);
-    float _S120 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S119), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S121 = (__shfl_xor_sync(0xffffffffu, (_S120), (1U)));
-    float _S122 = (F32_max((_S120), (_S121)));
-    float _S123 = (__shfl_xor_sync(0xffffffffu, (_S122), (2U)));
-    float _S124 = (F32_max((_S122), (_S123)));
-    float _S125 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S124)));
-    *&((&this_5->peaks_0[0U])->x) = _S124;
-    float _S126 = _S125 * *&((&this_5->totals_0[0U])->x);
-    float _S127 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S124)));
-    *&((&this_5->scores_0[0U])->x) = _S127;
-    float total_0 = _S126 + _S127;
-    float _S128 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S124)));
-    *&((&this_5->scores_0[0U])->y) = _S128;
-    float total_1 = total_0 + _S128;
-    float _S129 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S124)));
-    *&((&this_5->scores_0[1U])->x) = _S129;
-    float total_2 = total_1 + _S129;
-    float _S130 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S124)));
-    *&((&this_5->scores_0[1U])->y) = _S130;
-    float total_3 = total_2 + _S130;
-    float _S131 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S124)));
-    *&((&this_5->scores_0[2U])->x) = _S131;
-    float total_4 = total_3 + _S131;
-    float _S132 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S124)));
-    *&((&this_5->scores_0[2U])->y) = _S132;
-    float total_5 = total_4 + _S132;
-    float _S133 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S124)));
-    *&((&this_5->scores_0[3U])->x) = _S133;
-    float total_6 = total_5 + _S133;
-    float _S134 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S124)));
-    *&((&this_5->scores_0[3U])->y) = _S134;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S134;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S125;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S125;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S125;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S125;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S125;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S125;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S125;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S125;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S125;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S125;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S125;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S125;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S125;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S125;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S125;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S125;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S125;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S125;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S125;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S125;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S125;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S125;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S125;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S125;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S125;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S125;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S125;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S125;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S125;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S125;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S125;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S125;
+    float _S120 = *&((&this_5->peaks_0[0U])->x);
+    float _S121 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S120), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S122 = (__shfl_xor_sync(0xffffffffu, (_S121), (1U)));
+    float _S123 = (F32_max((_S121), (_S122)));
+    float _S124 = (__shfl_xor_sync(0xffffffffu, (_S123), (2U)));
+    float _S125 = (F32_max((_S123), (_S124)));
+    float _S126 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S125)));
+    *&((&this_5->peaks_0[0U])->x) = _S125;
+    float _S127 = _S126 * *&((&this_5->totals_0[0U])->x);
+    float _S128 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S125)));
+    *&((&this_5->scores_0[0U])->x) = _S128;
+    float total_0 = _S127 + _S128;
+    float _S129 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S125)));
+    *&((&this_5->scores_0[0U])->y) = _S129;
+    float total_1 = total_0 + _S129;
+    float _S130 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S125)));
+    *&((&this_5->scores_0[1U])->x) = _S130;
+    float total_2 = total_1 + _S130;
+    float _S131 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S125)));
+    *&((&this_5->scores_0[1U])->y) = _S131;
+    float total_3 = total_2 + _S131;
+    float _S132 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S125)));
+    *&((&this_5->scores_0[2U])->x) = _S132;
+    float total_4 = total_3 + _S132;
+    float _S133 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S125)));
+    *&((&this_5->scores_0[2U])->y) = _S133;
+    float total_5 = total_4 + _S133;
+    float _S134 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S125)));
+    *&((&this_5->scores_0[3U])->x) = _S134;
+    float total_6 = total_5 + _S134;
+    float _S135 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S125)));
+    *&((&this_5->scores_0[3U])->y) = _S135;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S135;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S126;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S126;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S126;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S126;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S126;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S126;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S126;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S126;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S126;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S126;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S126;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S126;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S126;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S126;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S126;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S126;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S126;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S126;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S126;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S126;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S126;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S126;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S126;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S126;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S126;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S126;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S126;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S126;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S126;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S126;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S126;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S126;
     if(partly_0)
     {
-        uint2  _S135 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
-        uint _S136 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S137 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
-        if(_S136 < _S137)
+        uint2  _S136 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S137 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S138 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S137 < _S138)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S136 >= (_S135.y);
+            _S106 = _S137 >= (_S136.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S138 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S138 < _S137)
+        uint _S139 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S139 < _S138)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S138 >= (_S135.y);
+            _S106 = _S139 >= (_S136.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S139 = at_1 + 8U;
-        uint _S140 = _S139 + this_5->lane_0 % 4U * 2U;
-        if(_S140 < _S137)
+        uint _S140 = at_1 + 8U;
+        uint _S141 = _S140 + this_5->lane_0 % 4U * 2U;
+        if(_S141 < _S138)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S140 >= (_S135.y);
+            _S106 = _S141 >= (_S136.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S141 = _S139 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S141 < _S137)
+        uint _S142 = _S140 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S142 < _S138)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S141 >= (_S135.y);
+            _S106 = _S142 >= (_S136.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S142 = at_1 + 16U;
-        uint _S143 = _S142 + this_5->lane_0 % 4U * 2U;
-        if(_S143 < _S137)
+        uint _S143 = at_1 + 16U;
+        uint _S144 = _S143 + this_5->lane_0 % 4U * 2U;
+        if(_S144 < _S138)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S143 >= (_S135.y);
+            _S106 = _S144 >= (_S136.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S144 = _S142 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S144 < _S137)
+        uint _S145 = _S143 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S145 < _S138)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S144 >= (_S135.y);
+            _S106 = _S145 >= (_S136.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S145 = at_1 + 24U;
-        uint _S146 = _S145 + this_5->lane_0 % 4U * 2U;
-        if(_S146 < _S137)
+        uint _S146 = at_1 + 24U;
+        uint _S147 = _S146 + this_5->lane_0 % 4U * 2U;
+        if(_S147 < _S138)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S146 >= (_S135.y);
+            _S106 = _S147 >= (_S136.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S147 = _S145 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S147 < _S137)
+        uint _S148 = _S146 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S148 < _S138)
         {
-            _S105 = true;
+            _S106 = true;
         }
         else
         {
-            _S105 = _S147 >= (_S135.y);
+            _S106 = _S148 >= (_S136.y);
         }
-        if(_S105)
+        if(_S106)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S148 = *&((&this_5->peaks_0[0U])->y);
-    float _S149 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S148), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S150 = (__shfl_xor_sync(0xffffffffu, (_S149), (1U)));
-    float _S151 = (F32_max((_S149), (_S150)));
-    float _S152 = (__shfl_xor_sync(0xffffffffu, (_S151), (2U)));
-    float _S153 = (F32_max((_S151), (_S152)));
-    float _S154 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S153)));
-    *&((&this_5->peaks_0[0U])->y) = _S153;
-    float _S155 = _S154 * *&((&this_5->totals_0[0U])->y);
-    float _S156 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S153)));
-    *&((&this_5->scores_0[0U])->z) = _S156;
-    float total_7 = _S155 + _S156;
-    float _S157 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S153)));
-    *&((&this_5->scores_0[0U])->w) = _S157;
-    float total_8 = total_7 + _S157;
-    float _S158 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S153)));
-    *&((&this_5->scores_0[1U])->z) = _S158;
-    float total_9 = total_8 + _S158;
-    float _S159 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S153)));
-    *&((&this_5->scores_0[1U])->w) = _S159;
-    float total_10 = total_9 + _S159;
-    float _S160 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S153)));
-    *&((&this_5->scores_0[2U])->z) = _S160;
-    float total_11 = total_10 + _S160;
-    float _S161 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S153)));
-    *&((&this_5->scores_0[2U])->w) = _S161;
-    float total_12 = total_11 + _S161;
-    float _S162 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S153)));
-    *&((&this_5->scores_0[3U])->z) = _S162;
-    float total_13 = total_12 + _S162;
-    float _S163 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S153)));
-    *&((&this_5->scores_0[3U])->w) = _S163;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S163;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S154;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S154;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S154;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S154;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S154;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S154;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S154;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S154;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S154;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S154;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S154;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S154;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S154;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S154;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S154;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S154;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S154;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S154;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S154;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S154;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S154;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S154;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S154;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S154;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S154;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S154;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S154;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S154;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S154;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S154;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S154;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S154;
+    float _S149 = *&((&this_5->peaks_0[0U])->y);
+    float _S150 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S149), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S151 = (__shfl_xor_sync(0xffffffffu, (_S150), (1U)));
+    float _S152 = (F32_max((_S150), (_S151)));
+    float _S153 = (__shfl_xor_sync(0xffffffffu, (_S152), (2U)));
+    float _S154 = (F32_max((_S152), (_S153)));
+    float _S155 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S154)));
+    *&((&this_5->peaks_0[0U])->y) = _S154;
+    float _S156 = _S155 * *&((&this_5->totals_0[0U])->y);
+    float _S157 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S154)));
+    *&((&this_5->scores_0[0U])->z) = _S157;
+    float total_7 = _S156 + _S157;
+    float _S158 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S154)));
+    *&((&this_5->scores_0[0U])->w) = _S158;
+    float total_8 = total_7 + _S158;
+    float _S159 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S154)));
+    *&((&this_5->scores_0[1U])->z) = _S159;
+    float total_9 = total_8 + _S159;
+    float _S160 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S154)));
+    *&((&this_5->scores_0[1U])->w) = _S160;
+    float total_10 = total_9 + _S160;
+    float _S161 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S154)));
+    *&((&this_5->scores_0[2U])->z) = _S161;
+    float total_11 = total_10 + _S161;
+    float _S162 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S154)));
+    *&((&this_5->scores_0[2U])->w) = _S162;
+    float total_12 = total_11 + _S162;
+    float _S163 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S154)));
+    *&((&this_5->scores_0[3U])->z) = _S163;
+    float total_13 = total_12 + _S163;
+    float _S164 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S154)));
+    *&((&this_5->scores_0[3U])->w) = _S164;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S164;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S155;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S155;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S155;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S155;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S155;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S155;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S155;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S155;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S155;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S155;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S155;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S155;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S155;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S155;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S155;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S155;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S155;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S155;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S155;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S155;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S155;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S155;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S155;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S155;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S155;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S155;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S155;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S155;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S155;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S155;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S155;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S155;
     return;
 }
 
 __device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S164 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S165 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S166 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S167 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S168 = make_uint4 (_S164, _S165, _S166, _S167);
-    uint4  _S169 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + this_6->lane_0 / 16U])));
-    float4  _S170 = (wasmetal_multiply_half((_S168), (uint2 {_S169.x, _S169.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S170;
-    float4  _S171 = (wasmetal_multiply_half((_S168), (uint2 {_S169.z, _S169.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S171;
-    uint4  _S172 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 2U + this_6->lane_0 / 16U])));
-    float4  _S173 = (wasmetal_multiply_half((_S168), (uint2 {_S172.x, _S172.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S173;
-    float4  _S174 = (wasmetal_multiply_half((_S168), (uint2 {_S172.z, _S172.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S174;
-    uint4  _S175 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 4U + this_6->lane_0 / 16U])));
-    float4  _S176 = (wasmetal_multiply_half((_S168), (uint2 {_S175.x, _S175.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S176;
-    float4  _S177 = (wasmetal_multiply_half((_S168), (uint2 {_S175.z, _S175.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S177;
-    uint4  _S178 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 6U + this_6->lane_0 / 16U])));
-    float4  _S179 = (wasmetal_multiply_half((_S168), (uint2 {_S178.x, _S178.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S179;
-    float4  _S180 = (wasmetal_multiply_half((_S168), (uint2 {_S178.z, _S178.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S180;
-    uint4  _S181 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 8U + this_6->lane_0 / 16U])));
-    float4  _S182 = (wasmetal_multiply_half((_S168), (uint2 {_S181.x, _S181.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S182;
-    float4  _S183 = (wasmetal_multiply_half((_S168), (uint2 {_S181.z, _S181.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S183;
-    uint4  _S184 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 10U + this_6->lane_0 / 16U])));
-    float4  _S185 = (wasmetal_multiply_half((_S168), (uint2 {_S184.x, _S184.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S185;
-    float4  _S186 = (wasmetal_multiply_half((_S168), (uint2 {_S184.z, _S184.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S186;
-    uint4  _S187 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 12U + this_6->lane_0 / 16U])));
-    float4  _S188 = (wasmetal_multiply_half((_S168), (uint2 {_S187.x, _S187.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S188;
-    float4  _S189 = (wasmetal_multiply_half((_S168), (uint2 {_S187.z, _S187.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S189;
-    uint4  _S190 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 14U + this_6->lane_0 / 16U])));
-    float4  _S191 = (wasmetal_multiply_half((_S168), (uint2 {_S190.x, _S190.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S191;
-    float4  _S192 = (wasmetal_multiply_half((_S168), (uint2 {_S190.z, _S190.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S192;
-    uint _S193 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S194 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S195 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S196 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S197 = make_uint4 (_S193, _S194, _S195, _S196);
-    uint4  _S198 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + this_6->lane_0 / 16U])));
-    float4  _S199 = (wasmetal_multiply_half((_S197), (uint2 {_S198.x, _S198.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S199;
-    float4  _S200 = (wasmetal_multiply_half((_S197), (uint2 {_S198.z, _S198.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S200;
-    uint4  _S201 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 2U + this_6->lane_0 / 16U])));
-    float4  _S202 = (wasmetal_multiply_half((_S197), (uint2 {_S201.x, _S201.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S202;
-    float4  _S203 = (wasmetal_multiply_half((_S197), (uint2 {_S201.z, _S201.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S203;
-    uint4  _S204 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 4U + this_6->lane_0 / 16U])));
-    float4  _S205 = (wasmetal_multiply_half((_S197), (uint2 {_S204.x, _S204.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S205;
-    float4  _S206 = (wasmetal_multiply_half((_S197), (uint2 {_S204.z, _S204.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S206;
-    uint4  _S207 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 6U + this_6->lane_0 / 16U])));
-    float4  _S208 = (wasmetal_multiply_half((_S197), (uint2 {_S207.x, _S207.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S208;
-    float4  _S209 = (wasmetal_multiply_half((_S197), (uint2 {_S207.z, _S207.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S209;
-    uint4  _S210 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 8U + this_6->lane_0 / 16U])));
-    float4  _S211 = (wasmetal_multiply_half((_S197), (uint2 {_S210.x, _S210.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S211;
-    float4  _S212 = (wasmetal_multiply_half((_S197), (uint2 {_S210.z, _S210.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S212;
-    uint4  _S213 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 10U + this_6->lane_0 / 16U])));
-    float4  _S214 = (wasmetal_multiply_half((_S197), (uint2 {_S213.x, _S213.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S214;
-    float4  _S215 = (wasmetal_multiply_half((_S197), (uint2 {_S213.z, _S213.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S215;
-    uint4  _S216 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 12U + this_6->lane_0 / 16U])));
-    float4  _S217 = (wasmetal_multiply_half((_S197), (uint2 {_S216.x, _S216.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S217;
-    float4  _S218 = (wasmetal_multiply_half((_S197), (uint2 {_S216.z, _S216.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S218;
-    uint4  _S219 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 14U + this_6->lane_0 / 16U])));
-    float4  _S220 = (wasmetal_multiply_half((_S197), (uint2 {_S219.x, _S219.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S220;
-    float4  _S221 = (wasmetal_multiply_half((_S197), (uint2 {_S219.z, _S219.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S221;
+    uint _S165 = pack_halves_0(float2 {this_6->scores_0[0U].x, this_6->scores_0[0U].y});
+    uint _S166 = pack_halves_0(float2 {this_6->scores_0[0U].z, this_6->scores_0[0U].w});
+    uint _S167 = pack_halves_0(float2 {this_6->scores_0[1U].x, this_6->scores_0[1U].y});
+    uint _S168 = pack_halves_0(float2 {this_6->scores_0[1U].z, this_6->scores_0[1U].w});
+    uint4  _S169 = make_uint4 (_S165, _S166, _S167, _S168);
+    uint4  _S170 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + this_6->lane_0 / 16U])));
+    float4  _S171 = (wasmetal_multiply_half((_S169), (uint2 {_S170.x, _S170.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S171;
+    float4  _S172 = (wasmetal_multiply_half((_S169), (uint2 {_S170.z, _S170.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S172;
+    uint4  _S173 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 2U + this_6->lane_0 / 16U])));
+    float4  _S174 = (wasmetal_multiply_half((_S169), (uint2 {_S173.x, _S173.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S174;
+    float4  _S175 = (wasmetal_multiply_half((_S169), (uint2 {_S173.z, _S173.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S175;
+    uint4  _S176 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 4U + this_6->lane_0 / 16U])));
+    float4  _S177 = (wasmetal_multiply_half((_S169), (uint2 {_S176.x, _S176.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S177;
+    float4  _S178 = (wasmetal_multiply_half((_S169), (uint2 {_S176.z, _S176.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S178;
+    uint4  _S179 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 6U + this_6->lane_0 / 16U])));
+    float4  _S180 = (wasmetal_multiply_half((_S169), (uint2 {_S179.x, _S179.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S180;
+    float4  _S181 = (wasmetal_multiply_half((_S169), (uint2 {_S179.z, _S179.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S181;
+    uint4  _S182 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 8U + this_6->lane_0 / 16U])));
+    float4  _S183 = (wasmetal_multiply_half((_S169), (uint2 {_S182.x, _S182.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S183;
+    float4  _S184 = (wasmetal_multiply_half((_S169), (uint2 {_S182.z, _S182.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S184;
+    uint4  _S185 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 10U + this_6->lane_0 / 16U])));
+    float4  _S186 = (wasmetal_multiply_half((_S169), (uint2 {_S185.x, _S185.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S186;
+    float4  _S187 = (wasmetal_multiply_half((_S169), (uint2 {_S185.z, _S185.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S187;
+    uint4  _S188 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 12U + this_6->lane_0 / 16U])));
+    float4  _S189 = (wasmetal_multiply_half((_S169), (uint2 {_S188.x, _S188.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S189;
+    float4  _S190 = (wasmetal_multiply_half((_S169), (uint2 {_S188.z, _S188.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S190;
+    uint4  _S191 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 14U + this_6->lane_0 / 16U])));
+    float4  _S192 = (wasmetal_multiply_half((_S169), (uint2 {_S191.x, _S191.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S192;
+    float4  _S193 = (wasmetal_multiply_half((_S169), (uint2 {_S191.z, _S191.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S193;
+    uint _S194 = pack_halves_0(float2 {this_6->scores_0[2U].x, this_6->scores_0[2U].y});
+    uint _S195 = pack_halves_0(float2 {this_6->scores_0[2U].z, this_6->scores_0[2U].w});
+    uint _S196 = pack_halves_0(float2 {this_6->scores_0[3U].x, this_6->scores_0[3U].y});
+    uint _S197 = pack_halves_0(float2 {this_6->scores_0[3U].z, this_6->scores_0[3U].w});
+    uint4  _S198 = make_uint4 (_S194, _S195, _S196, _S197);
+    uint4  _S199 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + this_6->lane_0 / 16U])));
+    float4  _S200 = (wasmetal_multiply_half((_S198), (uint2 {_S199.x, _S199.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S200;
+    float4  _S201 = (wasmetal_multiply_half((_S198), (uint2 {_S199.z, _S199.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S201;
+    uint4  _S202 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 2U + this_6->lane_0 / 16U])));
+    float4  _S203 = (wasmetal_multiply_half((_S198), (uint2 {_S202.x, _S202.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S203;
+    float4  _S204 = (wasmetal_multiply_half((_S198), (uint2 {_S202.z, _S202.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S204;
+    uint4  _S205 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 4U + this_6->lane_0 / 16U])));
+    float4  _S206 = (wasmetal_multiply_half((_S198), (uint2 {_S205.x, _S205.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S206;
+    float4  _S207 = (wasmetal_multiply_half((_S198), (uint2 {_S205.z, _S205.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S207;
+    uint4  _S208 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 6U + this_6->lane_0 / 16U])));
+    float4  _S209 = (wasmetal_multiply_half((_S198), (uint2 {_S208.x, _S208.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S209;
+    float4  _S210 = (wasmetal_multiply_half((_S198), (uint2 {_S208.z, _S208.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S210;
+    uint4  _S211 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 8U + this_6->lane_0 / 16U])));
+    float4  _S212 = (wasmetal_multiply_half((_S198), (uint2 {_S211.x, _S211.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S212;
+    float4  _S213 = (wasmetal_multiply_half((_S198), (uint2 {_S211.z, _S211.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S213;
+    uint4  _S214 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 10U + this_6->lane_0 / 16U])));
+    float4  _S215 = (wasmetal_multiply_half((_S198), (uint2 {_S214.x, _S214.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S215;
+    float4  _S216 = (wasmetal_multiply_half((_S198), (uint2 {_S214.z, _S214.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S216;
+    uint4  _S217 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 12U + this_6->lane_0 / 16U])));
+    float4  _S218 = (wasmetal_multiply_half((_S198), (uint2 {_S217.x, _S217.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S218;
+    float4  _S219 = (wasmetal_multiply_half((_S198), (uint2 {_S217.z, _S217.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S219;
+    uint4  _S220 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 14U + this_6->lane_0 / 16U])));
+    float4  _S221 = (wasmetal_multiply_half((_S198), (uint2 {_S220.x, _S220.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S221;
+    float4  _S222 = (wasmetal_multiply_half((_S198), (uint2 {_S220.z, _S220.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S222;
     return;
 }
 
@@ -963,410 +969,410 @@ __device__ void Attending_join_0(Attending_0 * this_7)
 
 __device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S222 = this_8->heads_1;
-    uint _S223 = query_2 / this_8->heads_1;
-    bool _S224;
-    if(_S223 < (this_8->rows_3))
+    uint _S223 = this_8->heads_1;
+    uint _S224 = query_2 / this_8->heads_1;
+    bool _S225;
+    if(_S224 < (this_8->rows_3))
     {
-        uint _S225 = query_2 % _S222;
-        _S224 = _S225 < (this_8->last_0);
+        uint _S226 = query_2 % _S223;
+        _S225 = _S226 < (this_8->last_0);
     }
     else
     {
-        _S224 = false;
+        _S225 = false;
     }
-    return _S224;
+    return _S225;
 }
 
 __device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_14)
 {
-    uint _S226 = this_9->sinks_at_0;
-    bool _S227;
+    uint _S227 = this_9->sinks_at_0;
+    bool _S228;
     if((this_9->sinks_at_0) != 4294967295U)
     {
-        bool _S228 = Target_has_0(this_9, query_3);
-        _S227 = _S228;
+        bool _S229 = Target_has_0(this_9, query_3);
+        _S228 = _S229;
     }
     else
     {
-        _S227 = false;
+        _S228 = false;
     }
-    float _S229;
-    if(_S227)
+    float _S230;
+    if(_S228)
     {
-        uint _S230 = query_3 % this_9->heads_1;
-        float _S231 = __ldg((&(this_9->sinks_0)[_S226 + _S230]));
-        _S229 = total_14 + (F32_exp2((1.4426950216293335f * _S231 - peak_0)));
+        uint _S231 = query_3 % this_9->heads_1;
+        float _S232 = __ldg((&(this_9->sinks_0)[_S227 + _S231]));
+        _S230 = total_14 + (F32_exp2((1.4426950216293335f * _S232 - peak_0)));
     }
     else
     {
-        _S229 = total_14;
+        _S230 = total_14;
     }
-    if(_S229 != 0.0f)
+    if(_S230 != 0.0f)
     {
-        _S229 = 1.0f / _S229;
+        _S230 = 1.0f / _S230;
     }
     else
     {
-        _S229 = 0.0f;
+        _S230 = 0.0f;
     }
-    return _S229;
+    return _S230;
 }
 
 __device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    uint _S232 = this_10->at_2;
-    uint _S233 = this_10->heads_1;
-    uint _S234 = query_4 / this_10->heads_1;
-    uint _S235 = _S232 + _S234 * this_10->stride_0;
-    uint _S236 = query_4 % _S233;
-    return _S235 + _S236 * this_10->head_dim_1;
+    uint _S233 = this_10->at_2;
+    uint _S234 = this_10->heads_1;
+    uint _S235 = query_4 / this_10->heads_1;
+    uint _S236 = _S233 + _S235 * this_10->stride_0;
+    uint _S237 = query_4 % _S234;
+    return _S236 + _S237 * this_10->head_dim_1;
 }
 
 __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 {
-    float _S237 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
-    float total_15 = *&((&this_11->totals_0[0U])->x) + _S237;
-    float _S238 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
-    uint _S239 = this_11->own_0;
-    uint _S240 = this_11->lane_0;
-    uint _S241 = this_11->own_0 + this_11->lane_0 / 4U;
-    float _S242 = Target_factor_0(target_0, _S241, *&((&this_11->peaks_0[0U])->x), total_15 + _S238);
-    bool _S243 = Target_has_0(target_0, _S241);
-    if(_S243)
+    float _S238 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_15 = *&((&this_11->totals_0[0U])->x) + _S238;
+    float _S239 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
+    uint _S240 = this_11->own_0;
+    uint _S241 = this_11->lane_0;
+    uint _S242 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S243 = Target_factor_0(target_0, _S242, *&((&this_11->peaks_0[0U])->x), total_15 + _S239);
+    bool _S244 = Target_has_0(target_0, _S242);
+    if(_S244)
     {
-        uint _S244 = Target_place_0(target_0, _S241);
-        uint _S245 = _S240 % 4U * 2U;
-        uint _S246 = target_0->head_dim_1;
-        if(_S245 < (target_0->head_dim_1))
+        uint _S245 = Target_place_0(target_0, _S242);
+        uint _S246 = _S241 % 4U * 2U;
+        uint _S247 = target_0->head_dim_1;
+        if(_S246 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S244 + _S245]) = _S242 * *&((&this_11->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S245 + _S246]) = _S243 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S247 = _S245 + 1U;
-        if(_S247 < _S246)
+        uint _S248 = _S246 + 1U;
+        if(_S248 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S247]) = _S242 * *&((&this_11->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S245 + _S248]) = _S243 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S248 = 8U + _S245;
-        if(_S248 < _S246)
+        uint _S249 = 8U + _S246;
+        if(_S249 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S248]) = _S242 * *&((&this_11->sums_0[1U])->x);
+            *(&(target_0->result_2)[_S245 + _S249]) = _S243 * *&((&this_11->sums_0[1U])->x);
         }
-        uint _S249 = _S248 + 1U;
-        if(_S249 < _S246)
+        uint _S250 = _S249 + 1U;
+        if(_S250 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S249]) = _S242 * *&((&this_11->sums_0[1U])->y);
+            *(&(target_0->result_2)[_S245 + _S250]) = _S243 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S250 = 16U + _S245;
-        if(_S250 < _S246)
+        uint _S251 = 16U + _S246;
+        if(_S251 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S250]) = _S242 * *&((&this_11->sums_0[2U])->x);
+            *(&(target_0->result_2)[_S245 + _S251]) = _S243 * *&((&this_11->sums_0[2U])->x);
         }
-        uint _S251 = _S250 + 1U;
-        if(_S251 < _S246)
+        uint _S252 = _S251 + 1U;
+        if(_S252 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S251]) = _S242 * *&((&this_11->sums_0[2U])->y);
+            *(&(target_0->result_2)[_S245 + _S252]) = _S243 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S252 = 24U + _S245;
-        if(_S252 < _S246)
+        uint _S253 = 24U + _S246;
+        if(_S253 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S252]) = _S242 * *&((&this_11->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S245 + _S253]) = _S243 * *&((&this_11->sums_0[3U])->x);
         }
-        uint _S253 = _S252 + 1U;
-        if(_S253 < _S246)
+        uint _S254 = _S253 + 1U;
+        if(_S254 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S253]) = _S242 * *&((&this_11->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S245 + _S254]) = _S243 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S254 = 32U + _S245;
-        if(_S254 < _S246)
+        uint _S255 = 32U + _S246;
+        if(_S255 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S254]) = _S242 * *&((&this_11->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S245 + _S255]) = _S243 * *&((&this_11->sums_0[4U])->x);
         }
-        uint _S255 = _S254 + 1U;
-        if(_S255 < _S246)
+        uint _S256 = _S255 + 1U;
+        if(_S256 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S255]) = _S242 * *&((&this_11->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S245 + _S256]) = _S243 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S256 = 40U + _S245;
-        if(_S256 < _S246)
+        uint _S257 = 40U + _S246;
+        if(_S257 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S256]) = _S242 * *&((&this_11->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S245 + _S257]) = _S243 * *&((&this_11->sums_0[5U])->x);
         }
-        uint _S257 = _S256 + 1U;
-        if(_S257 < _S246)
+        uint _S258 = _S257 + 1U;
+        if(_S258 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S257]) = _S242 * *&((&this_11->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S245 + _S258]) = _S243 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S258 = 48U + _S245;
-        if(_S258 < _S246)
+        uint _S259 = 48U + _S246;
+        if(_S259 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S258]) = _S242 * *&((&this_11->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S245 + _S259]) = _S243 * *&((&this_11->sums_0[6U])->x);
         }
-        uint _S259 = _S258 + 1U;
-        if(_S259 < _S246)
+        uint _S260 = _S259 + 1U;
+        if(_S260 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S259]) = _S242 * *&((&this_11->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S245 + _S260]) = _S243 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S260 = 56U + _S245;
-        if(_S260 < _S246)
+        uint _S261 = 56U + _S246;
+        if(_S261 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S260]) = _S242 * *&((&this_11->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S245 + _S261]) = _S243 * *&((&this_11->sums_0[7U])->x);
         }
-        uint _S261 = _S260 + 1U;
-        if(_S261 < _S246)
+        uint _S262 = _S261 + 1U;
+        if(_S262 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S261]) = _S242 * *&((&this_11->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S245 + _S262]) = _S243 * *&((&this_11->sums_0[7U])->y);
         }
-        uint _S262 = 64U + _S245;
-        if(_S262 < _S246)
+        uint _S263 = 64U + _S246;
+        if(_S263 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S262]) = _S242 * *&((&this_11->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S245 + _S263]) = _S243 * *&((&this_11->sums_0[8U])->x);
         }
-        uint _S263 = _S262 + 1U;
-        if(_S263 < _S246)
+        uint _S264 = _S263 + 1U;
+        if(_S264 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S263]) = _S242 * *&((&this_11->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S245 + _S264]) = _S243 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S264 = 72U + _S245;
-        if(_S264 < _S246)
+        uint _S265 = 72U + _S246;
+        if(_S265 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S264]) = _S242 * *&((&this_11->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S245 + _S265]) = _S243 * *&((&this_11->sums_0[9U])->x);
         }
-        uint _S265 = _S264 + 1U;
-        if(_S265 < _S246)
+        uint _S266 = _S265 + 1U;
+        if(_S266 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S265]) = _S242 * *&((&this_11->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S245 + _S266]) = _S243 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S266 = 80U + _S245;
-        if(_S266 < _S246)
+        uint _S267 = 80U + _S246;
+        if(_S267 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S266]) = _S242 * *&((&this_11->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S245 + _S267]) = _S243 * *&((&this_11->sums_0[10U])->x);
         }
-        uint _S267 = _S266 + 1U;
-        if(_S267 < _S246)
+        uint _S268 = _S267 + 1U;
+        if(_S268 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S267]) = _S242 * *&((&this_11->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S245 + _S268]) = _S243 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S268 = 88U + _S245;
-        if(_S268 < _S246)
+        uint _S269 = 88U + _S246;
+        if(_S269 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S268]) = _S242 * *&((&this_11->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S245 + _S269]) = _S243 * *&((&this_11->sums_0[11U])->x);
         }
-        uint _S269 = _S268 + 1U;
-        if(_S269 < _S246)
+        uint _S270 = _S269 + 1U;
+        if(_S270 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S269]) = _S242 * *&((&this_11->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S245 + _S270]) = _S243 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S270 = 96U + _S245;
-        if(_S270 < _S246)
+        uint _S271 = 96U + _S246;
+        if(_S271 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S270]) = _S242 * *&((&this_11->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S245 + _S271]) = _S243 * *&((&this_11->sums_0[12U])->x);
         }
-        uint _S271 = _S270 + 1U;
-        if(_S271 < _S246)
+        uint _S272 = _S271 + 1U;
+        if(_S272 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S271]) = _S242 * *&((&this_11->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S245 + _S272]) = _S243 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S272 = 104U + _S245;
-        if(_S272 < _S246)
+        uint _S273 = 104U + _S246;
+        if(_S273 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S272]) = _S242 * *&((&this_11->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S245 + _S273]) = _S243 * *&((&this_11->sums_0[13U])->x);
         }
-        uint _S273 = _S272 + 1U;
-        if(_S273 < _S246)
+        uint _S274 = _S273 + 1U;
+        if(_S274 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S273]) = _S242 * *&((&this_11->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S245 + _S274]) = _S243 * *&((&this_11->sums_0[13U])->y);
         }
-        uint _S274 = 112U + _S245;
-        if(_S274 < _S246)
+        uint _S275 = 112U + _S246;
+        if(_S275 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S274]) = _S242 * *&((&this_11->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S245 + _S275]) = _S243 * *&((&this_11->sums_0[14U])->x);
         }
-        uint _S275 = _S274 + 1U;
-        if(_S275 < _S246)
+        uint _S276 = _S275 + 1U;
+        if(_S276 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S275]) = _S242 * *&((&this_11->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S245 + _S276]) = _S243 * *&((&this_11->sums_0[14U])->y);
         }
-        uint _S276 = 120U + _S245;
-        if(_S276 < _S246)
+        uint _S277 = 120U + _S246;
+        if(_S277 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S276]) = _S242 * *&((&this_11->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S245 + _S277]) = _S243 * *&((&this_11->sums_0[15U])->x);
         }
-        uint _S277 = _S276 + 1U;
-        if(_S277 < _S246)
+        uint _S278 = _S277 + 1U;
+        if(_S278 < _S247)
         {
-            *(&(target_0->result_2)[_S244 + _S277]) = _S242 * *&((&this_11->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S245 + _S278]) = _S243 * *&((&this_11->sums_0[15U])->y);
         }
     }
-    float _S278 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
-    float total_16 = *&((&this_11->totals_0[0U])->y) + _S278;
-    float _S279 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
-    uint _S280 = _S239 + 8U + _S240 / 4U;
-    float _S281 = Target_factor_0(target_0, _S280, *&((&this_11->peaks_0[0U])->y), total_16 + _S279);
-    bool _S282 = Target_has_0(target_0, _S280);
-    if(_S282)
+    float _S279 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_16 = *&((&this_11->totals_0[0U])->y) + _S279;
+    float _S280 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
+    uint _S281 = _S240 + 8U + _S241 / 4U;
+    float _S282 = Target_factor_0(target_0, _S281, *&((&this_11->peaks_0[0U])->y), total_16 + _S280);
+    bool _S283 = Target_has_0(target_0, _S281);
+    if(_S283)
     {
-        uint _S283 = Target_place_0(target_0, _S280);
-        uint _S284 = _S240 % 4U * 2U;
-        uint _S285 = target_0->head_dim_1;
-        if(_S284 < (target_0->head_dim_1))
+        uint _S284 = Target_place_0(target_0, _S281);
+        uint _S285 = _S241 % 4U * 2U;
+        uint _S286 = target_0->head_dim_1;
+        if(_S285 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S283 + _S284]) = _S281 * *&((&this_11->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S284 + _S285]) = _S282 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S286 = _S284 + 1U;
-        if(_S286 < _S285)
+        uint _S287 = _S285 + 1U;
+        if(_S287 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S286]) = _S281 * *&((&this_11->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S284 + _S287]) = _S282 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S287 = 8U + _S284;
-        if(_S287 < _S285)
+        uint _S288 = 8U + _S285;
+        if(_S288 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S287]) = _S281 * *&((&this_11->sums_0[1U])->z);
+            *(&(target_0->result_2)[_S284 + _S288]) = _S282 * *&((&this_11->sums_0[1U])->z);
         }
-        uint _S288 = _S287 + 1U;
-        if(_S288 < _S285)
+        uint _S289 = _S288 + 1U;
+        if(_S289 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S288]) = _S281 * *&((&this_11->sums_0[1U])->w);
+            *(&(target_0->result_2)[_S284 + _S289]) = _S282 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S289 = 16U + _S284;
-        if(_S289 < _S285)
+        uint _S290 = 16U + _S285;
+        if(_S290 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S289]) = _S281 * *&((&this_11->sums_0[2U])->z);
+            *(&(target_0->result_2)[_S284 + _S290]) = _S282 * *&((&this_11->sums_0[2U])->z);
         }
-        uint _S290 = _S289 + 1U;
-        if(_S290 < _S285)
+        uint _S291 = _S290 + 1U;
+        if(_S291 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S290]) = _S281 * *&((&this_11->sums_0[2U])->w);
+            *(&(target_0->result_2)[_S284 + _S291]) = _S282 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S291 = 24U + _S284;
-        if(_S291 < _S285)
+        uint _S292 = 24U + _S285;
+        if(_S292 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S291]) = _S281 * *&((&this_11->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S284 + _S292]) = _S282 * *&((&this_11->sums_0[3U])->z);
         }
-        uint _S292 = _S291 + 1U;
-        if(_S292 < _S285)
+        uint _S293 = _S292 + 1U;
+        if(_S293 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S292]) = _S281 * *&((&this_11->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S284 + _S293]) = _S282 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S293 = 32U + _S284;
-        if(_S293 < _S285)
+        uint _S294 = 32U + _S285;
+        if(_S294 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S293]) = _S281 * *&((&this_11->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S284 + _S294]) = _S282 * *&((&this_11->sums_0[4U])->z);
         }
-        uint _S294 = _S293 + 1U;
-        if(_S294 < _S285)
+        uint _S295 = _S294 + 1U;
+        if(_S295 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S294]) = _S281 * *&((&this_11->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S284 + _S295]) = _S282 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S295 = 40U + _S284;
-        if(_S295 < _S285)
+        uint _S296 = 40U + _S285;
+        if(_S296 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S295]) = _S281 * *&((&this_11->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S284 + _S296]) = _S282 * *&((&this_11->sums_0[5U])->z);
         }
-        uint _S296 = _S295 + 1U;
-        if(_S296 < _S285)
+        uint _S297 = _S296 + 1U;
+        if(_S297 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S296]) = _S281 * *&((&this_11->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S284 + _S297]) = _S282 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S297 = 48U + _S284;
-        if(_S297 < _S285)
+        uint _S298 = 48U + _S285;
+        if(_S298 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S297]) = _S281 * *&((&this_11->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S284 + _S298]) = _S282 * *&((&this_11->sums_0[6U])->z);
         }
-        uint _S298 = _S297 + 1U;
-        if(_S298 < _S285)
+        uint _S299 = _S298 + 1U;
+        if(_S299 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S298]) = _S281 * *&((&this_11->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S284 + _S299]) = _S282 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S299 = 56U + _S284;
-        if(_S299 < _S285)
+        uint _S300 = 56U + _S285;
+        if(_S300 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S299]) = _S281 * *&((&this_11->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S284 + _S300]) = _S282 * *&((&this_11->sums_0[7U])->z);
         }
-        uint _S300 = _S299 + 1U;
-        if(_S300 < _S285)
+        uint _S301 = _S300 + 1U;
+        if(_S301 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S300]) = _S281 * *&((&this_11->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S284 + _S301]) = _S282 * *&((&this_11->sums_0[7U])->w);
         }
-        uint _S301 = 64U + _S284;
-        if(_S301 < _S285)
+        uint _S302 = 64U + _S285;
+        if(_S302 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S301]) = _S281 * *&((&this_11->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S284 + _S302]) = _S282 * *&((&this_11->sums_0[8U])->z);
         }
-        uint _S302 = _S301 + 1U;
-        if(_S302 < _S285)
+        uint _S303 = _S302 + 1U;
+        if(_S303 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S302]) = _S281 * *&((&this_11->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S284 + _S303]) = _S282 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S303 = 72U + _S284;
-        if(_S303 < _S285)
+        uint _S304 = 72U + _S285;
+        if(_S304 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S303]) = _S281 * *&((&this_11->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S284 + _S304]) = _S282 * *&((&this_11->sums_0[9U])->z);
         }
-        uint _S304 = _S303 + 1U;
-        if(_S304 < _S285)
+        uint _S305 = _S304 + 1U;
+        if(_S305 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S304]) = _S281 * *&((&this_11->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S284 + _S305]) = _S282 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S305 = 80U + _S284;
-        if(_S305 < _S285)
+        uint _S306 = 80U + _S285;
+        if(_S306 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S305]) = _S281 * *&((&this_11->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S284 + _S306]) = _S282 * *&((&this_11->sums_0[10U])->z);
         }
-        uint _S306 = _S305 + 1U;
-        if(_S306 < _S285)
+        uint _S307 = _S306 + 1U;
+        if(_S307 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S306]) = _S281 * *&((&this_11->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S284 + _S307]) = _S282 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S307 = 88U + _S284;
-        if(_S307 < _S285)
+        uint _S308 = 88U + _S285;
+        if(_S308 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S307]) = _S281 * *&((&this_11->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S284 + _S308]) = _S282 * *&((&this_11->sums_0[11U])->z);
         }
-        uint _S308 = _S307 + 1U;
-        if(_S308 < _S285)
+        uint _S309 = _S308 + 1U;
+        if(_S309 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S308]) = _S281 * *&((&this_11->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S284 + _S309]) = _S282 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S309 = 96U + _S284;
-        if(_S309 < _S285)
+        uint _S310 = 96U + _S285;
+        if(_S310 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S309]) = _S281 * *&((&this_11->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S284 + _S310]) = _S282 * *&((&this_11->sums_0[12U])->z);
         }
-        uint _S310 = _S309 + 1U;
-        if(_S310 < _S285)
+        uint _S311 = _S310 + 1U;
+        if(_S311 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S310]) = _S281 * *&((&this_11->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S284 + _S311]) = _S282 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S311 = 104U + _S284;
-        if(_S311 < _S285)
+        uint _S312 = 104U + _S285;
+        if(_S312 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S311]) = _S281 * *&((&this_11->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S284 + _S312]) = _S282 * *&((&this_11->sums_0[13U])->z);
         }
-        uint _S312 = _S311 + 1U;
-        if(_S312 < _S285)
+        uint _S313 = _S312 + 1U;
+        if(_S313 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S312]) = _S281 * *&((&this_11->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S284 + _S313]) = _S282 * *&((&this_11->sums_0[13U])->w);
         }
-        uint _S313 = 112U + _S284;
-        if(_S313 < _S285)
+        uint _S314 = 112U + _S285;
+        if(_S314 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S313]) = _S281 * *&((&this_11->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S284 + _S314]) = _S282 * *&((&this_11->sums_0[14U])->z);
         }
-        uint _S314 = _S313 + 1U;
-        if(_S314 < _S285)
+        uint _S315 = _S314 + 1U;
+        if(_S315 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S314]) = _S281 * *&((&this_11->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S284 + _S315]) = _S282 * *&((&this_11->sums_0[14U])->w);
         }
-        uint _S315 = 120U + _S284;
-        if(_S315 < _S285)
+        uint _S316 = 120U + _S285;
+        if(_S316 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S315]) = _S281 * *&((&this_11->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S284 + _S316]) = _S282 * *&((&this_11->sums_0[15U])->z);
         }
-        uint _S316 = _S315 + 1U;
-        if(_S316 < _S285)
+        uint _S317 = _S316 + 1U;
+        if(_S317 < _S286)
         {
-            *(&(target_0->result_2)[_S283 + _S316]) = _S281 * *&((&this_11->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S284 + _S317]) = _S282 * *&((&this_11->sums_0[15U])->w);
         }
     }
     return;
@@ -1374,36 +1380,36 @@ __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 
 __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
 {
-    bool _S317;
     bool _S318;
     bool _S319;
-    uint _S320 = p_0->kv_heads_0;
-    uint _S321 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S322 = (U32_min((_S321), (64U)));
-    uint _S323 = 64U / _S322;
-    uint _S324 = (_S321 + 64U - 1U) / 64U;
-    uint _S325 = _S320 * _S324;
-    uint _S326 = p_0->batch_offset_0;
-    uint _S327 = p_0->batch_row_0;
-    uint _S328 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S329 = (_S328 + _S323 - 1U) / _S323;
-    uint _S330 = group_number_0(group_1);
-    if(_S330 >= (_S329 * _S325))
+    bool _S320;
+    uint _S321 = p_0->kv_heads_0;
+    uint _S322 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S323 = (U32_min((_S322), (64U)));
+    uint _S324 = 64U / _S323;
+    uint _S325 = (_S322 + 64U - 1U) / 64U;
+    uint _S326 = _S321 * _S325;
+    uint _S327 = p_0->batch_offset_0;
+    uint _S328 = p_0->batch_row_0;
+    uint _S329 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S330 = (_S329 + _S324 - 1U) / _S324;
+    uint _S331 = group_number_0(group_1);
+    if(_S331 >= (_S330 * _S326))
     {
         return;
     }
-    uint _S331 = _S330 % _S325;
-    uint _S332 = _S329 - 1U;
-    uint _S333 = _S330 / _S325;
-    uint _S334 = (_S332 - _S333) * _S323;
-    uint _S335 = (U32_min((_S334 + _S323), (_S328)));
-    uint _S336 = _S331 / _S324;
-    uint _S337 = _S336 * _S321;
-    uint _S338 = _S331 % _S324;
-    uint _S339 = _S337 + _S338 * 64U;
-    uint _S340 = (_S336 + 1U) * _S321;
-    uint _S341 = p_0->head_dim_0;
-    uint _S342 = _S320 * p_0->head_dim_0;
+    uint _S332 = _S331 % _S326;
+    uint _S333 = _S330 - 1U;
+    uint _S334 = _S331 / _S326;
+    uint _S335 = (_S333 - _S334) * _S324;
+    uint _S336 = (U32_min((_S335 + _S324), (_S329)));
+    uint _S337 = _S332 / _S325;
+    uint _S338 = _S337 * _S322;
+    uint _S339 = _S332 % _S325;
+    uint _S340 = _S338 + _S339 * 64U;
+    uint _S341 = (_S337 + 1U) * _S322;
+    uint _S342 = p_0->head_dim_0;
+    uint _S343 = _S321 * p_0->head_dim_0;
     uint i_2 = thread_1;
     for(;;)
     {
@@ -1414,23 +1420,14 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S343 = i_2 / 16U;
-        uint _S344 = i_2 % 16U;
-        int4  _S345 = make_int4 (int(0));
-        uint4  _S346 = make_uint4 ((uint)_S345.x, (uint)_S345.y, (uint)_S345.z, (uint)_S345.w);
-        if(_S343 < (_S323 * _S322))
+        uint _S344 = i_2 / 16U;
+        uint _S345 = i_2 % 16U;
+        int4  _S346 = make_int4 (int(0));
+        uint4  _S347 = make_uint4 ((uint)_S346.x, (uint)_S346.y, (uint)_S346.z, (uint)_S346.w);
+        if(_S344 < (_S324 * _S323))
         {
-            uint _S347 = _S343 / _S322;
-            _S317 = (_S334 + _S347) < _S335;
-        }
-        else
-        {
-            _S317 = false;
-        }
-        if(_S317)
-        {
-            uint _S348 = _S343 % _S322;
-            _S318 = (_S339 + _S348) < _S340;
+            uint _S348 = _S344 / _S323;
+            _S318 = (_S335 + _S348) < _S336;
         }
         else
         {
@@ -1438,134 +1435,143 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         }
         if(_S318)
         {
-            _S319 = (8U * _S344) < _S341;
+            uint _S349 = _S344 % _S323;
+            _S319 = (_S340 + _S349) < _S341;
         }
         else
         {
             _S319 = false;
         }
-        uint4  halves_0;
         if(_S319)
         {
-            uint _S349 = p_0->q_offset_0;
-            uint _S350 = _S343 / _S322;
-            uint _S351 = _S349 + (_S334 + _S350) * p_0->q_stride_0;
-            uint _S352 = _S343 % _S322;
-            uint _S353 = (_S351 + (_S339 + _S352) * _S341) / 4U + 2U * _S344;
-            float _S354 = 1.4426950216293335f * p_0->scale_2;
-            float4  _S355 = __ldg((&(q_0)[_S353]));
-            float4  _S356 = make_float4 (-65504.0f);
-            float4  _S357 = make_float4 (65504.0f);
-            float4  _S358 = clamp_0(make_float4 (_S354) * _S355, _S356, _S357);
-            float4  _S359 = __ldg((&(q_0)[_S353 + 1U]));
-            uint4  _S360 = eight_halves_0(_S358, clamp_0(make_float4 (_S354) * _S359, _S356, _S357));
-            halves_0 = _S360;
+            _S320 = (8U * _S345) < _S342;
         }
         else
         {
-            halves_0 = _S346;
+            _S320 = false;
         }
-        put_0(_S343 * 17U + _S344, halves_0);
+        uint4  halves_0;
+        if(_S320)
+        {
+            uint _S350 = p_0->q_offset_0;
+            uint _S351 = _S344 / _S323;
+            uint _S352 = _S350 + (_S335 + _S351) * p_0->q_stride_0;
+            uint _S353 = _S344 % _S323;
+            uint _S354 = (_S352 + (_S340 + _S353) * _S342) / 4U + 2U * _S345;
+            float _S355 = 1.4426950216293335f * p_0->scale_2;
+            float4  _S356 = __ldg((&(q_0)[_S354]));
+            float4  _S357 = make_float4 (-65504.0f);
+            float4  _S358 = make_float4 (65504.0f);
+            float4  _S359 = clamp_0(make_float4 (_S355) * _S356, _S357, _S358);
+            float4  _S360 = __ldg((&(q_0)[_S354 + 1U]));
+            uint4  _S361 = eight_halves_0(_S359, clamp_0(make_float4 (_S355) * _S360, _S357, _S358));
+            halves_0 = _S361;
+        }
+        else
+        {
+            halves_0 = _S347;
+        }
+        put_0(_S344 * 17U + _S345, halves_0);
         i_2 = i_2 + 128U;
     }
-    if(thread_1 < _S323)
+    if(thread_1 < _S324)
     {
-        _S317 = (_S334 + thread_1) < _S335;
+        _S318 = (_S335 + thread_1) < _S336;
     }
     else
     {
-        _S317 = false;
+        _S318 = false;
     }
-    if(_S317)
+    if(_S318)
     {
-        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S326, _S327 + _S334 + thread_1);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S327, _S328 + _S335 + thread_1);
     }
     __syncthreads();
-    uint _S361 = thread_1 % 32U;
+    uint _S362 = thread_1 % 32U;
     Attending_0 attending_0;
     Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S362 = (&attending_0)->part_0 * 32U;
-    uint _S363 = thread_1 / 16U;
-    uint _S364 = thread_1 % 16U;
-    uint _S365 = _S336 * _S341 + 8U * (U32_min((_S364), (_S341 / 8U - 1U)));
-    uint row_4 = _S334;
+    uint _S363 = (&attending_0)->part_0 * 32U;
+    uint _S364 = thread_1 / 16U;
+    uint _S365 = thread_1 % 16U;
+    uint _S366 = _S337 * _S342 + 8U * (U32_min((_S365), (_S342 / 8U - 1U)));
+    uint row_4 = _S335;
     for(;;)
     {
-        if(row_4 < _S335)
+        if(row_4 < _S336)
         {
         }
         else
         {
             break;
         }
-        uint _S366 = (*&row_sequences_0)[row_4 - _S334];
-        uint r_0 = _S361;
-        uint other_0 = _S335;
+        uint _S367 = (*&row_sequences_0)[row_4 - _S335];
+        uint r_0 = _S362;
+        uint other_0 = _S336;
         for(;;)
         {
-            if(r_0 < (_S335 - _S334))
+            if(r_0 < (_S336 - _S335))
             {
             }
             else
             {
                 break;
             }
-            uint _S367 = _S334 + r_0;
-            if(_S367 > row_4)
+            uint _S368 = _S335 + r_0;
+            if(_S368 > row_4)
             {
-                _S317 = ((*&row_sequences_0)[r_0]) != _S366;
+                _S318 = ((*&row_sequences_0)[r_0]) != _S367;
             }
             else
             {
-                _S317 = false;
+                _S318 = false;
             }
-            if(_S317)
+            if(_S318)
             {
-                other_0 = (U32_min((other_0), (_S367)));
+                other_0 = (U32_min((other_0), (_S368)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S368 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S366, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-        bool _S369 = thread_1 < 64U;
+        SequenceTable_0 _S369 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S367, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S370 = thread_1 < 64U;
         uint begin_2;
         uint end_0;
-        if(_S369)
+        if(_S370)
         {
-            uint _S370 = thread_1 / _S322;
-            uint _S371 = _S334 + _S370;
-            if(thread_1 < (_S323 * _S322))
+            uint _S371 = thread_1 / _S323;
+            uint _S372 = _S335 + _S371;
+            if(thread_1 < (_S324 * _S323))
             {
-                _S317 = _S371 < _S335;
+                _S318 = _S372 < _S336;
             }
             else
             {
-                _S317 = false;
+                _S318 = false;
             }
-            if(_S317)
+            if(_S318)
             {
-                uint _S372 = row_position_0(batch_3, _S326, _S327 + _S371);
-                uint _S373 = first_seen_0(_S372, p_0->window_0);
-                if(_S371 >= row_4)
+                uint _S373 = row_position_0(batch_3, _S327, _S328 + _S372);
+                uint _S374 = first_seen_0(_S373, p_0->window_0);
+                if(_S372 >= row_4)
                 {
-                    _S318 = _S371 < row_5;
+                    _S319 = _S372 < row_5;
                 }
                 else
                 {
-                    _S318 = false;
+                    _S319 = false;
                 }
-                if(_S318)
+                if(_S319)
                 {
-                    SequenceTable_0 _S374 = _S368;
-                    uint _S375 = SequenceTable_end_of_0(&_S374, _S372);
-                    i_2 = _S375;
+                    SequenceTable_0 _S375 = _S369;
+                    uint _S376 = SequenceTable_end_of_0(&_S375, _S373);
+                    i_2 = _S376;
                 }
                 else
                 {
                     i_2 = 0U;
                 }
-                begin_2 = _S373;
+                begin_2 = _S374;
                 end_0 = i_2;
             }
             else
@@ -1576,74 +1582,74 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S376 = shown_0(_S361);
-        uint _S377 = _S376.x;
-        uint _S378 = _S376.y;
-        if(_S377 < _S378)
+        uint2  _S377 = shown_0(_S362);
+        uint _S378 = _S377.x;
+        uint _S379 = _S377.y;
+        if(_S378 < _S379)
         {
-            _S317 = _S378 != 4294967295U;
+            _S318 = _S379 != 4294967295U;
         }
         else
         {
-            _S317 = false;
+            _S318 = false;
         }
-        if(_S317)
+        if(_S318)
         {
-            uint _S379 = (U32_max((0U), (_S378)));
-            begin_2 = (U32_min((4294967295U), (_S377)));
-            end_0 = _S379;
+            uint _S380 = (U32_max((0U), (_S379)));
+            begin_2 = (U32_min((4294967295U), (_S378)));
+            end_0 = _S380;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S380 = (U32_max((0U), (_S377)));
-        uint _S381 = (U32_min((4294967295U), (_S378)));
-        uint2  _S382 = shown_0(32U + _S361);
-        uint _S383 = _S382.x;
-        uint _S384 = _S382.y;
-        if(_S383 < _S384)
+        uint _S381 = (U32_max((0U), (_S378)));
+        uint _S382 = (U32_min((4294967295U), (_S379)));
+        uint2  _S383 = shown_0(32U + _S362);
+        uint _S384 = _S383.x;
+        uint _S385 = _S383.y;
+        if(_S384 < _S385)
         {
-            _S318 = _S384 != 4294967295U;
+            _S319 = _S385 != 4294967295U;
         }
         else
         {
-            _S318 = false;
+            _S319 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S318)
+        if(_S319)
         {
-            uint _S385 = (U32_max((end_0), (_S384)));
-            begin_3 = (U32_min((begin_2), (_S383)));
-            end_1 = _S385;
+            uint _S386 = (U32_max((end_0), (_S385)));
+            begin_3 = (U32_min((begin_2), (_S384)));
+            end_1 = _S386;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S386 = (U32_max((_S380), (_S383)));
-        uint _S387 = (U32_min((_S381), (_S384)));
+        uint _S387 = (U32_max((_S381), (_S384)));
+        uint _S388 = (U32_min((_S382), (_S385)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S388 = (__reduce_max_sync(0xffffffffu, (_S386)));
-        uint _S389 = (__reduce_min_sync(0xffffffffu, (_S387)));
+        uint _S389 = (__reduce_max_sync(0xffffffffu, (_S387)));
+        uint _S390 = (__reduce_min_sync(0xffffffffu, (_S388)));
         if(begin_4 < end_2)
         {
-            if(_S369)
+            if(_S370)
             {
-                uint _S390 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S391 = _S368;
-                uint _S392 = SequenceTable_slot_0(&_S391, sequences_2, _S390);
-                (*&slots_0)[thread_1] = _S392;
+                uint _S391 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S392 = _S369;
+                uint _S393 = SequenceTable_slot_0(&_S392, sequences_2, _S391);
+                (*&slots_0)[thread_1] = _S393;
             }
             __syncthreads();
-            Parts_0 _S393 = load_0(k_pages_0, p_0->k_pages_offset_0, _S342, _S365, 0U, _S363);
-            Parts_store_0(&_S393, 0U, _S363, _S364);
-            Parts_0 _S394 = load_0(v_pages_0, p_0->v_pages_offset_0, _S342, _S365, 0U, _S363);
-            Parts_store_0(&_S394, 544U, _S363, _S364);
+            Parts_0 _S394 = load_0(k_pages_0, p_0->k_pages_offset_0, _S343, _S366, 0U, _S364);
+            Parts_store_0(&_S394, 0U, _S364, _S365);
+            Parts_0 _S395 = load_0(v_pages_0, p_0->v_pages_offset_0, _S343, _S366, 0U, _S364);
+            Parts_store_0(&_S395, 544U, _S364, _S365);
         }
         __syncthreads();
         uint at_3 = begin_4;
@@ -1657,85 +1663,85 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S395 = 1U - now_0;
-            if(at_3 < _S388)
+            uint _S396 = 1U - now_0;
+            if(at_3 < _S389)
             {
-                _S319 = true;
+                _S320 = true;
             }
             else
             {
-                _S319 = (at_3 + 32U) > _S389;
+                _S320 = (at_3 + 32U) > _S390;
             }
-            uint _S396 = _S395 * 32U;
-            Parts_0 _S397 = load_0(k_pages_0, p_0->k_pages_offset_0, _S342, _S365, _S396, _S363);
-            Parts_0 _S398 = load_0(v_pages_0, p_0->v_pages_offset_0, _S342, _S365, _S396, _S363);
-            bool _S399 = thread_1 < 32U;
+            uint _S397 = _S396 * 32U;
+            Parts_0 _S398 = load_0(k_pages_0, p_0->k_pages_offset_0, _S343, _S366, _S397, _S364);
+            Parts_0 _S399 = load_0(v_pages_0, p_0->v_pages_offset_0, _S343, _S366, _S397, _S364);
+            bool _S400 = thread_1 < 32U;
             uint slot_2;
-            if(_S399)
+            if(_S400)
             {
-                uint _S400 = (U32_min((at_3 + 64U + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S401 = _S368;
-                uint _S402 = SequenceTable_slot_0(&_S401, sequences_2, _S400);
-                slot_2 = _S402;
+                uint _S401 = (U32_min((at_3 + 64U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S402 = _S369;
+                uint _S403 = SequenceTable_slot_0(&_S402, sequences_2, _S401);
+                slot_2 = _S403;
             }
             else
             {
                 slot_2 = 0U;
             }
-            uint _S403 = now_0 * 1088U;
-            uint _S404 = _S362 * 17U;
-            Attending_score_0(&attending_0, _S403 + _S404);
-            Attending_weigh_0(&attending_0, at_3 + _S362, _S319);
-            Attending_add_0(&attending_0, _S403 + 544U + _S404);
-            uint _S405 = _S395 * 1088U;
-            Parts_0 _S406 = _S397;
-            Parts_store_0(&_S406, _S405, _S363, _S364);
-            uint _S407 = _S405 + 544U;
-            Parts_0 _S408 = _S398;
-            Parts_store_0(&_S408, _S407, _S363, _S364);
-            if(_S399)
+            uint _S404 = now_0 * 1088U;
+            uint _S405 = _S363 * 17U;
+            Attending_score_0(&attending_0, _S404 + _S405);
+            Attending_weigh_0(&attending_0, at_3 + _S363, _S320);
+            Attending_add_0(&attending_0, _S404 + 544U + _S405);
+            uint _S406 = _S396 * 1088U;
+            Parts_0 _S407 = _S398;
+            Parts_store_0(&_S407, _S406, _S364, _S365);
+            uint _S408 = _S406 + 544U;
+            Parts_0 _S409 = _S399;
+            Parts_store_0(&_S409, _S408, _S364, _S365);
+            if(_S400)
             {
                 (*&slots_0)[now_0 * 32U + thread_1] = slot_2;
             }
             __syncthreads();
             at_3 = at_3 + 32U;
-            now_0 = _S395;
+            now_0 = _S396;
         }
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_3;
-    uint _S409 = p_0->sinks_offset_0;
+    uint _S410 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_2 = 4294967295U;
     }
     else
     {
-        i_2 = _S409 + _S339;
+        i_2 = _S410 + _S340;
     }
     (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_2 = p_0->out_offset_0 + _S334 * p_0->out_stride_0 + _S339 * _S341;
+    (&target_1)->at_2 = p_0->out_offset_0 + _S335 * p_0->out_stride_0 + _S340 * _S342;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S341;
-    (&target_1)->heads_1 = _S322;
-    (&target_1)->rows_3 = _S335 - _S334;
-    (&target_1)->last_0 = _S340 - _S339;
+    (&target_1)->head_dim_1 = _S342;
+    (&target_1)->heads_1 = _S323;
+    (&target_1)->rows_3 = _S336 - _S335;
+    (&target_1)->last_0 = _S341 - _S340;
     Attending_join_0(&attending_0);
     if(((&attending_0)->part_0) == 0U)
     {
-        Attending_0 _S410 = attending_0;
-        Target_0 _S411 = target_1;
-        Attending_write_0(&_S410, &_S411);
+        Attending_0 _S411 = attending_0;
+        Target_0 _S412 = target_1;
+        Attending_write_0(&_S411, &_S412);
     }
     return;
 }
 
 extern "C" __global__ void matrix128_prefill_attention_f32(StructuredBuffer<float4 > q_1, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
 {
-    uint _S412 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S413 = p_1;
-    attend_0(blockIdx, _S412, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S413);
+    uint _S413 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S414 = p_1;
+    attend_0(blockIdx, _S413, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S414);
     return;
 }

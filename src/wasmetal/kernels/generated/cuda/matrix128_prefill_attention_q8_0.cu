@@ -62,19 +62,25 @@ __device__ float4  bytes_1(uint word_0)
     return _S2;
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S3 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S3;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S3 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S4 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S5 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S6 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S3, _S4, _S5, _S6);
+    uint _S4 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S5 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S6 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S7 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S4, _S5, _S6, _S7);
 }
 
 __device__ uint4  Blocks8Halves_decode_0(Part8_0 * part_0)
 {
-    uint4  _S7 = eight_halves_0(make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.x), make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.y));
-    return _S7;
+    uint4  _S8 = eight_halves_0(make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.x), make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.y));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 2176>  tiles_0;
@@ -87,18 +93,18 @@ __device__ void put_0(uint at_0, uint4  eight_halves_1)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint to_0, uint row_0, uint eight_0)
 {
-    uint _S8 = to_0 + row_0 * 17U + eight_0;
-    uint4  _S9 = Blocks8Halves_decode_0(&this_0->rows_0[0U]);
-    put_0(_S8, _S9);
-    uint _S10 = to_0 + (row_0 + 8U) * 17U + eight_0;
-    uint4  _S11 = Blocks8Halves_decode_0(&this_0->rows_0[1U]);
-    put_0(_S10, _S11);
-    uint _S12 = to_0 + (row_0 + 16U) * 17U + eight_0;
-    uint4  _S13 = Blocks8Halves_decode_0(&this_0->rows_0[2U]);
-    put_0(_S12, _S13);
-    uint _S14 = to_0 + (row_0 + 24U) * 17U + eight_0;
-    uint4  _S15 = Blocks8Halves_decode_0(&this_0->rows_0[3U]);
-    put_0(_S14, _S15);
+    uint _S9 = to_0 + row_0 * 17U + eight_0;
+    uint4  _S10 = Blocks8Halves_decode_0(&this_0->rows_0[0U]);
+    put_0(_S9, _S10);
+    uint _S11 = to_0 + (row_0 + 8U) * 17U + eight_0;
+    uint4  _S12 = Blocks8Halves_decode_0(&this_0->rows_0[1U]);
+    put_0(_S11, _S12);
+    uint _S13 = to_0 + (row_0 + 16U) * 17U + eight_0;
+    uint4  _S14 = Blocks8Halves_decode_0(&this_0->rows_0[2U]);
+    put_0(_S13, _S14);
+    uint _S15 = to_0 + (row_0 + 24U) * 17U + eight_0;
+    uint4  _S16 = Blocks8Halves_decode_0(&this_0->rows_0[3U]);
+    put_0(_S15, _S16);
     return;
 }
 
@@ -112,16 +118,16 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_1, uint scale_2)
 {
-    Run_0 _S16;
-    (&_S16)->vector_0 = vector_1;
-    (&_S16)->scale_1 = scale_2;
-    return _S16;
+    Run_0 _S17;
+    (&_S17)->vector_0 = vector_1;
+    (&_S17)->scale_1 = scale_2;
+    return _S17;
 }
 
 __device__ Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_0, uint element_0)
 {
-    uint _S17 = offset_0 + slot_0 * (columns_0 / 64U * 17U);
-    return Run_x24init_0(_S17 + element_0 / 4U, 2U * (_S17 + columns_0 / 4U) + element_0 / 32U);
+    uint _S18 = offset_0 + slot_0 * (columns_0 / 64U * 17U);
+    return Run_x24init_0(_S18 + element_0 / 4U, 2U * (_S18 + columns_0 / 4U) + element_0 / 32U);
 }
 
 __device__ float2  halves_0(uint word_1)
@@ -131,8 +137,8 @@ __device__ float2  halves_0(uint word_1)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
 {
-    uint _S18 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S18 >> (half_0 % 2U * 16U)).x;
+    uint _S19 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
+    return halves_0(_S19 >> (half_0 % 2U * 16U)).x;
 }
 
 __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_1)
@@ -142,28 +148,28 @@ __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_1)
 
 __device__ Part8_0 Part8_x24init_0(uint2  bytes_2, float scale_3)
 {
-    Part8_0 _S19;
-    (&_S19)->bytes_0 = bytes_2;
-    (&_S19)->scale_0 = scale_3;
-    return _S19;
+    Part8_0 _S20;
+    (&_S20)->bytes_0 = bytes_2;
+    (&_S20)->scale_0 = scale_3;
+    return _S20;
 }
 
 __device__ Part8_0 Blocks8Halves_fetch_0(StructuredBuffer<uint> pool_1, uint offset_2, uint slot_1, uint columns_1, uint element_1)
 {
-    Run_0 _S20 = Blocks8_run_0(offset_2, slot_1, columns_1, element_1);
-    uint _S21 = __ldg((&(pool_1)[_S20.vector_0]));
-    uint _S22 = __ldg((&(pool_1)[_S20.vector_0 + 1U]));
-    return Part8_x24init_0(make_uint2 (_S21, _S22), Blocks8_scale_0(pool_1, _S20.scale_1));
+    Run_0 _S21 = Blocks8_run_0(offset_2, slot_1, columns_1, element_1);
+    uint _S22 = __ldg((&(pool_1)[_S21.vector_0]));
+    uint _S23 = __ldg((&(pool_1)[_S21.vector_0 + 1U]));
+    return Part8_x24init_0(make_uint2 (_S22, _S23), Blocks8_scale_0(pool_1, _S21.scale_1));
 }
 
 __device__ Parts_0 load_0(StructuredBuffer<uint> pool_2, uint offset_3, uint columns_2, uint element_2, uint first_slot_0, uint row_1)
 {
     Parts_0 parts_0;
-    uint _S23 = first_slot_0 + row_1;
-    (&parts_0)->rows_0[0U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S23], columns_2, element_2);
-    (&parts_0)->rows_0[1U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S23 + 8U], columns_2, element_2);
-    (&parts_0)->rows_0[2U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S23 + 16U], columns_2, element_2);
-    (&parts_0)->rows_0[3U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S23 + 24U], columns_2, element_2);
+    uint _S24 = first_slot_0 + row_1;
+    (&parts_0)->rows_0[0U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S24], columns_2, element_2);
+    (&parts_0)->rows_0[1U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S24 + 8U], columns_2, element_2);
+    (&parts_0)->rows_0[2U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S24 + 16U], columns_2, element_2);
+    (&parts_0)->rows_0[3U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S24 + 24U], columns_2, element_2);
     return parts_0;
 }
 
@@ -231,17 +237,17 @@ struct MatrixAttentionParams_0
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_0, uint rows_2)
 {
-    uint _S24;
+    uint _S25;
     if(offset_4 == 4294967295U)
     {
-        _S24 = rows_2;
+        _S25 = rows_2;
     }
     else
     {
-        uint _S25 = __ldg((&(batch_0)[offset_4]));
-        _S24 = (U32_min(((U32_max((_S25), (first_0))) - first_0), (rows_2)));
+        uint _S26 = __ldg((&(batch_0)[offset_4]));
+        _S25 = (U32_min(((U32_max((_S26), (first_0))) - first_0), (rows_2)));
     }
-    return _S24;
+    return _S25;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -258,8 +264,8 @@ __device__ __shared__ FixedArray<uint, 64>  row_sequences_0;
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_2)
 {
-    uint _S26 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_2]));
-    return _S26;
+    uint _S27 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_2]));
+    return _S27;
 }
 
 struct Attending_0
@@ -277,51 +283,51 @@ struct Attending_0
 
 __device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S27 = thread_0 % 32U;
-    this_1->lane_0 = _S27;
-    uint _S28 = thread_0 / 32U;
-    this_1->subgroup_0 = _S28;
-    uint _S29 = _S28 % 4U * 16U;
-    this_1->own_0 = _S29;
+    uint _S28 = thread_0 % 32U;
+    this_1->lane_0 = _S28;
+    uint _S29 = thread_0 / 32U;
+    this_1->subgroup_0 = _S29;
+    uint _S30 = _S29 % 4U * 16U;
+    this_1->own_0 = _S30;
     this_1->part_1 = 0U;
-    uint4  _S30 = (wasmetal_load_four((&(*&tiles_0)[(_S29 + _S27 % 16U) * 17U + _S27 / 16U])));
-    this_1->queries_0[0U] = _S30;
-    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 2U + this_1->lane_0 / 16U])));
-    this_1->queries_0[1U] = _S31;
-    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 4U + this_1->lane_0 / 16U])));
-    this_1->queries_0[2U] = _S32;
-    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 6U + this_1->lane_0 / 16U])));
-    this_1->queries_0[3U] = _S33;
-    uint4  _S34 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 8U + this_1->lane_0 / 16U])));
-    this_1->queries_0[4U] = _S34;
-    uint4  _S35 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 10U + this_1->lane_0 / 16U])));
-    this_1->queries_0[5U] = _S35;
-    uint4  _S36 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 12U + this_1->lane_0 / 16U])));
-    this_1->queries_0[6U] = _S36;
-    uint4  _S37 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 14U + this_1->lane_0 / 16U])));
-    this_1->queries_0[7U] = _S37;
+    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[(_S30 + _S28 % 16U) * 17U + _S28 / 16U])));
+    this_1->queries_0[0U] = _S31;
+    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S32;
+    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S33;
+    uint4  _S34 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S34;
+    uint4  _S35 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 8U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S35;
+    uint4  _S36 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 10U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S36;
+    uint4  _S37 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 12U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S37;
+    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 17U + 14U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S38;
     this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S38 = make_int2 (int(0));
-    float2  _S39 = make_float2 ((float)_S38.x, (float)_S38.y);
-    this_1->totals_0[0U] = _S39;
-    int4  _S40 = make_int4 (int(0));
-    float4  _S41 = make_float4 ((float)_S40.x, (float)_S40.y, (float)_S40.z, (float)_S40.w);
-    this_1->sums_0[0U] = _S41;
-    this_1->sums_0[1U] = _S41;
-    this_1->sums_0[2U] = _S41;
-    this_1->sums_0[3U] = _S41;
-    this_1->sums_0[4U] = _S41;
-    this_1->sums_0[5U] = _S41;
-    this_1->sums_0[6U] = _S41;
-    this_1->sums_0[7U] = _S41;
-    this_1->sums_0[8U] = _S41;
-    this_1->sums_0[9U] = _S41;
-    this_1->sums_0[10U] = _S41;
-    this_1->sums_0[11U] = _S41;
-    this_1->sums_0[12U] = _S41;
-    this_1->sums_0[13U] = _S41;
-    this_1->sums_0[14U] = _S41;
-    this_1->sums_0[15U] = _S41;
+    int2  _S39 = make_int2 (int(0));
+    float2  _S40 = make_float2 ((float)_S39.x, (float)_S39.y);
+    this_1->totals_0[0U] = _S40;
+    int4  _S41 = make_int4 (int(0));
+    float4  _S42 = make_float4 ((float)_S41.x, (float)_S41.y, (float)_S41.z, (float)_S41.w);
+    this_1->sums_0[0U] = _S42;
+    this_1->sums_0[1U] = _S42;
+    this_1->sums_0[2U] = _S42;
+    this_1->sums_0[3U] = _S42;
+    this_1->sums_0[4U] = _S42;
+    this_1->sums_0[5U] = _S42;
+    this_1->sums_0[6U] = _S42;
+    this_1->sums_0[7U] = _S42;
+    this_1->sums_0[8U] = _S42;
+    this_1->sums_0[9U] = _S42;
+    this_1->sums_0[10U] = _S42;
+    this_1->sums_0[11U] = _S42;
+    this_1->sums_0[12U] = _S42;
+    this_1->sums_0[13U] = _S42;
+    this_1->sums_0[14U] = _S42;
+    this_1->sums_0[15U] = _S42;
     return;
 }
 
@@ -335,64 +341,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S42;
-    (&_S42)->begin_0 = begin_1;
-    (&_S42)->page_size_1 = page_size_2;
-    (&_S42)->pages_1 = pages_2;
-    (&_S42)->length_0 = length_1;
-    return _S42;
+    SequenceTable_0 _S43;
+    (&_S43)->begin_0 = begin_1;
+    (&_S43)->page_size_1 = page_size_2;
+    (&_S43)->pages_1 = pages_2;
+    (&_S43)->length_0 = length_1;
+    return _S43;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_6, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S43 = offset_6 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S44 = _S43 + 1U;
-    uint _S45 = __ldg((&(sequences_0)[_S43]));
-    return SequenceTable_x24init_0(_S44, page_size_3, pages_3, (U32_min((_S45), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S44 = offset_6 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S45 = _S44 + 1U;
+    uint _S46 = __ldg((&(sequences_0)[_S44]));
+    return SequenceTable_x24init_0(_S45, page_size_3, pages_3, (U32_min((_S46), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_3)
 {
-    uint _S46 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_3]));
-    return _S46;
+    uint _S47 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_3]));
+    return _S47;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S47;
+    bool _S48;
     if(window_1 != 0U)
     {
-        _S47 = position_0 >= window_1;
+        _S48 = position_0 >= window_1;
     }
     else
     {
-        _S47 = false;
+        _S48 = false;
     }
-    uint _S48;
-    if(_S47)
+    uint _S49;
+    if(_S48)
     {
-        _S48 = position_0 - window_1 + 1U;
+        _S49 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S48 = 0U;
+        _S49 = 0U;
     }
-    return _S48;
+    return _S49;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S49 = this_2->length_0;
-    uint _S50;
+    uint _S50 = this_2->length_0;
+    uint _S51;
     if(position_1 < (this_2->length_0))
     {
-        _S50 = position_1 + 1U;
+        _S51 = position_1 + 1U;
     }
     else
     {
-        _S50 = _S49;
+        _S51 = _S50;
     }
-    return _S50;
+    return _S51;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -410,558 +416,558 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S51 = this_3->begin_0;
-    uint _S52 = this_3->page_size_1;
-    uint _S53 = position_2 / this_3->page_size_1;
-    uint _S54 = __ldg((&(sequences_1)[_S51 + _S53]));
-    uint _S55 = (U32_min((_S54), (this_3->pages_1 - 1U))) * _S52;
-    uint _S56 = position_2 % _S52;
-    return _S55 + _S56;
+    uint _S52 = this_3->begin_0;
+    uint _S53 = this_3->page_size_1;
+    uint _S54 = position_2 / this_3->page_size_1;
+    uint _S55 = __ldg((&(sequences_1)[_S52 + _S54]));
+    uint _S56 = (U32_min((_S55), (this_3->pages_1 - 1U))) * _S53;
+    uint _S57 = position_2 % _S53;
+    return _S56 + _S57;
 }
 
 __device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S57 = make_int4 (int(0));
-    float4  _S58 = make_float4 ((float)_S57.x, (float)_S57.y, (float)_S57.z, (float)_S57.w);
-    this_4->scores_0[0U] = _S58;
-    this_4->scores_0[1U] = _S58;
-    this_4->scores_0[2U] = _S58;
-    this_4->scores_0[3U] = _S58;
-    uint4  _S59 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
-    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S59.x, _S59.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S60;
-    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S59.z, _S59.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S61;
-    uint4  _S62 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
-    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S62.x, _S62.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S63;
-    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S62.z, _S62.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S64;
-    uint4  _S65 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
-    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S65.x, _S65.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S66;
-    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S65.z, _S65.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S67;
-    uint4  _S68 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
-    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S68.x, _S68.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S69;
-    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S68.z, _S68.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S70;
-    uint4  _S71 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
-    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S71.x, _S71.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S72;
-    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S71.z, _S71.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S73;
-    uint4  _S74 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
-    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S74.x, _S74.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S75;
-    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S74.z, _S74.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S76;
-    uint4  _S77 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S77.x, _S77.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S78;
-    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S77.z, _S77.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S79;
-    uint4  _S80 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
-    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S80.x, _S80.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S81;
-    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S80.z, _S80.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S82;
-    uint4  _S83 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
-    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S83.x, _S83.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S84;
-    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S83.z, _S83.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S85;
-    uint4  _S86 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
-    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S86.x, _S86.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S87;
-    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S86.z, _S86.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S88;
-    uint4  _S89 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
-    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S89.x, _S89.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S90;
-    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S89.z, _S89.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S91;
-    uint4  _S92 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
-    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S92.x, _S92.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S93;
-    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S92.z, _S92.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S94;
-    uint4  _S95 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
-    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S95.x, _S95.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S96;
-    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S95.z, _S95.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S97;
-    uint4  _S98 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
-    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S98.x, _S98.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S99;
-    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S98.z, _S98.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S100;
-    uint4  _S101 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
-    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S101.x, _S101.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S102;
-    float4  _S103 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S101.z, _S101.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S103;
-    uint4  _S104 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
-    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S104.x, _S104.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S105;
-    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S104.z, _S104.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S106;
+    int4  _S58 = make_int4 (int(0));
+    float4  _S59 = make_float4 ((float)_S58.x, (float)_S58.y, (float)_S58.z, (float)_S58.w);
+    this_4->scores_0[0U] = _S59;
+    this_4->scores_0[1U] = _S59;
+    this_4->scores_0[2U] = _S59;
+    this_4->scores_0[3U] = _S59;
+    uint4  _S60 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
+    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S60.x, _S60.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S61;
+    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S60.z, _S60.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S62;
+    uint4  _S63 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + this_4->lane_0 / 8U % 2U])));
+    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S63.x, _S63.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S64;
+    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S63.z, _S63.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S65;
+    uint4  _S66 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S66.x, _S66.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S67;
+    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S66.z, _S66.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S68;
+    uint4  _S69 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S69.x, _S69.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S70;
+    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S69.z, _S69.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S71;
+    uint4  _S72 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S72.x, _S72.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S73;
+    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S72.z, _S72.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S74;
+    uint4  _S75 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S75.x, _S75.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S76;
+    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S75.z, _S75.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S77;
+    uint4  _S78 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S78.x, _S78.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S79;
+    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S78.z, _S78.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S80;
+    uint4  _S81 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S81.x, _S81.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S82;
+    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S81.z, _S81.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S83;
+    uint4  _S84 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S84.x, _S84.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S85;
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S84.z, _S84.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S86;
+    uint4  _S87 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S87.x, _S87.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S88;
+    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S87.z, _S87.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S89;
+    uint4  _S90 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S90.x, _S90.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S91;
+    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S90.z, _S90.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S92;
+    uint4  _S93 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S93.x, _S93.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S94;
+    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S93.z, _S93.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S95;
+    uint4  _S96 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S96.x, _S96.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S97;
+    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S96.z, _S96.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S98;
+    uint4  _S99 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S99.x, _S99.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S100;
+    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S99.z, _S99.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S101;
+    uint4  _S102 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S103 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S102.x, _S102.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S103;
+    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S102.z, _S102.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S104;
+    uint4  _S105 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 17U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S105.x, _S105.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S106;
+    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S105.z, _S105.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S107;
     return;
 }
 
 __device__ void Attending_weigh_0(Attending_0 * this_5, uint at_2, bool partly_0)
 {
-    bool _S107;
+    bool _S108;
     if(partly_0)
     {
-        uint2  _S108 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
-        uint _S109 = at_2 + this_5->lane_0 % 4U * 2U;
-        uint _S110 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
-        if(_S109 < _S110)
+        uint2  _S109 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S110 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S111 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
+        if(_S110 < _S111)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S109 >= (_S108.y);
+            _S108 = _S110 >= (_S109.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S111 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S111 < _S110)
+        uint _S112 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S112 < _S111)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S111 >= (_S108.y);
+            _S108 = _S112 >= (_S109.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S112 = at_2 + 8U;
-        uint _S113 = _S112 + this_5->lane_0 % 4U * 2U;
-        if(_S113 < _S110)
+        uint _S113 = at_2 + 8U;
+        uint _S114 = _S113 + this_5->lane_0 % 4U * 2U;
+        if(_S114 < _S111)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S113 >= (_S108.y);
+            _S108 = _S114 >= (_S109.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S114 = _S112 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S114 < _S110)
+        uint _S115 = _S113 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S115 < _S111)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S114 >= (_S108.y);
+            _S108 = _S115 >= (_S109.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S115 = at_2 + 16U;
-        uint _S116 = _S115 + this_5->lane_0 % 4U * 2U;
-        if(_S116 < _S110)
+        uint _S116 = at_2 + 16U;
+        uint _S117 = _S116 + this_5->lane_0 % 4U * 2U;
+        if(_S117 < _S111)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S116 >= (_S108.y);
+            _S108 = _S117 >= (_S109.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S117 = _S115 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S117 < _S110)
+        uint _S118 = _S116 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S118 < _S111)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S117 >= (_S108.y);
+            _S108 = _S118 >= (_S109.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S118 = at_2 + 24U;
-        uint _S119 = _S118 + this_5->lane_0 % 4U * 2U;
-        if(_S119 < _S110)
+        uint _S119 = at_2 + 24U;
+        uint _S120 = _S119 + this_5->lane_0 % 4U * 2U;
+        if(_S120 < _S111)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S119 >= (_S108.y);
+            _S108 = _S120 >= (_S109.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S120 = _S118 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S120 < _S110)
+        uint _S121 = _S119 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S121 < _S111)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S120 >= (_S108.y);
+            _S108 = _S121 >= (_S109.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S121 = *&((&this_5->peaks_0[0U])->x);
-    float _S122 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S121), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S123 = (__shfl_xor_sync(0xffffffffu, (_S122), (1U)));
-    float _S124 = (F32_max((_S122), (_S123)));
-    float _S125 = (__shfl_xor_sync(0xffffffffu, (_S124), (2U)));
-    float _S126 = (F32_max((_S124), (_S125)));
-    float _S127 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S126)));
-    *&((&this_5->peaks_0[0U])->x) = _S126;
-    float _S128 = _S127 * *&((&this_5->totals_0[0U])->x);
-    float _S129 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S126)));
-    *&((&this_5->scores_0[0U])->x) = _S129;
-    float total_0 = _S128 + _S129;
-    float _S130 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S126)));
-    *&((&this_5->scores_0[0U])->y) = _S130;
-    float total_1 = total_0 + _S130;
-    float _S131 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S126)));
-    *&((&this_5->scores_0[1U])->x) = _S131;
-    float total_2 = total_1 + _S131;
-    float _S132 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S126)));
-    *&((&this_5->scores_0[1U])->y) = _S132;
-    float total_3 = total_2 + _S132;
-    float _S133 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S126)));
-    *&((&this_5->scores_0[2U])->x) = _S133;
-    float total_4 = total_3 + _S133;
-    float _S134 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S126)));
-    *&((&this_5->scores_0[2U])->y) = _S134;
-    float total_5 = total_4 + _S134;
-    float _S135 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S126)));
-    *&((&this_5->scores_0[3U])->x) = _S135;
-    float total_6 = total_5 + _S135;
-    float _S136 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S126)));
-    *&((&this_5->scores_0[3U])->y) = _S136;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S136;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S127;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S127;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S127;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S127;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S127;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S127;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S127;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S127;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S127;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S127;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S127;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S127;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S127;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S127;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S127;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S127;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S127;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S127;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S127;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S127;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S127;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S127;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S127;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S127;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S127;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S127;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S127;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S127;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S127;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S127;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S127;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S127;
+    float _S122 = *&((&this_5->peaks_0[0U])->x);
+    float _S123 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S122), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S124 = (__shfl_xor_sync(0xffffffffu, (_S123), (1U)));
+    float _S125 = (F32_max((_S123), (_S124)));
+    float _S126 = (__shfl_xor_sync(0xffffffffu, (_S125), (2U)));
+    float _S127 = (F32_max((_S125), (_S126)));
+    float _S128 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S127)));
+    *&((&this_5->peaks_0[0U])->x) = _S127;
+    float _S129 = _S128 * *&((&this_5->totals_0[0U])->x);
+    float _S130 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S127)));
+    *&((&this_5->scores_0[0U])->x) = _S130;
+    float total_0 = _S129 + _S130;
+    float _S131 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S127)));
+    *&((&this_5->scores_0[0U])->y) = _S131;
+    float total_1 = total_0 + _S131;
+    float _S132 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S127)));
+    *&((&this_5->scores_0[1U])->x) = _S132;
+    float total_2 = total_1 + _S132;
+    float _S133 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S127)));
+    *&((&this_5->scores_0[1U])->y) = _S133;
+    float total_3 = total_2 + _S133;
+    float _S134 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S127)));
+    *&((&this_5->scores_0[2U])->x) = _S134;
+    float total_4 = total_3 + _S134;
+    float _S135 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S127)));
+    *&((&this_5->scores_0[2U])->y) = _S135;
+    float total_5 = total_4 + _S135;
+    float _S136 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S127)));
+    *&((&this_5->scores_0[3U])->x) = _S136;
+    float total_6 = total_5 + _S136;
+    float _S137 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S127)));
+    *&((&this_5->scores_0[3U])->y) = _S137;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S137;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S128;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S128;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S128;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S128;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S128;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S128;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S128;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S128;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S128;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S128;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S128;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S128;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S128;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S128;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S128;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S128;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S128;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S128;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S128;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S128;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S128;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S128;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S128;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S128;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S128;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S128;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S128;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S128;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S128;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S128;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S128;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S128;
     if(partly_0)
     {
-        uint2  _S137 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
-        uint _S138 = at_2 + this_5->lane_0 % 4U * 2U;
-        uint _S139 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
-        if(_S138 < _S139)
+        uint2  _S138 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S139 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S140 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S139 < _S140)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S138 >= (_S137.y);
+            _S108 = _S139 >= (_S138.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S140 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S140 < _S139)
+        uint _S141 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S141 < _S140)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S140 >= (_S137.y);
+            _S108 = _S141 >= (_S138.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S141 = at_2 + 8U;
-        uint _S142 = _S141 + this_5->lane_0 % 4U * 2U;
-        if(_S142 < _S139)
+        uint _S142 = at_2 + 8U;
+        uint _S143 = _S142 + this_5->lane_0 % 4U * 2U;
+        if(_S143 < _S140)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S142 >= (_S137.y);
+            _S108 = _S143 >= (_S138.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S143 = _S141 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S143 < _S139)
+        uint _S144 = _S142 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S144 < _S140)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S143 >= (_S137.y);
+            _S108 = _S144 >= (_S138.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S144 = at_2 + 16U;
-        uint _S145 = _S144 + this_5->lane_0 % 4U * 2U;
-        if(_S145 < _S139)
+        uint _S145 = at_2 + 16U;
+        uint _S146 = _S145 + this_5->lane_0 % 4U * 2U;
+        if(_S146 < _S140)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S145 >= (_S137.y);
+            _S108 = _S146 >= (_S138.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S146 = _S144 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S146 < _S139)
+        uint _S147 = _S145 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S147 < _S140)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S146 >= (_S137.y);
+            _S108 = _S147 >= (_S138.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S147 = at_2 + 24U;
-        uint _S148 = _S147 + this_5->lane_0 % 4U * 2U;
-        if(_S148 < _S139)
+        uint _S148 = at_2 + 24U;
+        uint _S149 = _S148 + this_5->lane_0 % 4U * 2U;
+        if(_S149 < _S140)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S148 >= (_S137.y);
+            _S108 = _S149 >= (_S138.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S149 = _S147 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S149 < _S139)
+        uint _S150 = _S148 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S150 < _S140)
         {
-            _S107 = true;
+            _S108 = true;
         }
         else
         {
-            _S107 = _S149 >= (_S137.y);
+            _S108 = _S150 >= (_S138.y);
         }
-        if(_S107)
+        if(_S108)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S150 = *&((&this_5->peaks_0[0U])->y);
-    float _S151 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S150), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S152 = (__shfl_xor_sync(0xffffffffu, (_S151), (1U)));
-    float _S153 = (F32_max((_S151), (_S152)));
-    float _S154 = (__shfl_xor_sync(0xffffffffu, (_S153), (2U)));
-    float _S155 = (F32_max((_S153), (_S154)));
-    float _S156 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S155)));
-    *&((&this_5->peaks_0[0U])->y) = _S155;
-    float _S157 = _S156 * *&((&this_5->totals_0[0U])->y);
-    float _S158 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S155)));
-    *&((&this_5->scores_0[0U])->z) = _S158;
-    float total_7 = _S157 + _S158;
-    float _S159 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S155)));
-    *&((&this_5->scores_0[0U])->w) = _S159;
-    float total_8 = total_7 + _S159;
-    float _S160 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S155)));
-    *&((&this_5->scores_0[1U])->z) = _S160;
-    float total_9 = total_8 + _S160;
-    float _S161 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S155)));
-    *&((&this_5->scores_0[1U])->w) = _S161;
-    float total_10 = total_9 + _S161;
-    float _S162 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S155)));
-    *&((&this_5->scores_0[2U])->z) = _S162;
-    float total_11 = total_10 + _S162;
-    float _S163 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S155)));
-    *&((&this_5->scores_0[2U])->w) = _S163;
-    float total_12 = total_11 + _S163;
-    float _S164 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S155)));
-    *&((&this_5->scores_0[3U])->z) = _S164;
-    float total_13 = total_12 + _S164;
-    float _S165 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S155)));
-    *&((&this_5->scores_0[3U])->w) = _S165;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S165;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S156;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S156;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S156;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S156;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S156;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S156;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S156;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S156;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S156;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S156;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S156;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S156;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S156;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S156;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S156;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S156;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S156;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S156;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S156;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S156;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S156;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S156;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S156;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S156;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S156;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S156;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S156;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S156;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S156;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S156;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S156;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S156;
+    float _S151 = *&((&this_5->peaks_0[0U])->y);
+    float _S152 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S151), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S153 = (__shfl_xor_sync(0xffffffffu, (_S152), (1U)));
+    float _S154 = (F32_max((_S152), (_S153)));
+    float _S155 = (__shfl_xor_sync(0xffffffffu, (_S154), (2U)));
+    float _S156 = (F32_max((_S154), (_S155)));
+    float _S157 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S156)));
+    *&((&this_5->peaks_0[0U])->y) = _S156;
+    float _S158 = _S157 * *&((&this_5->totals_0[0U])->y);
+    float _S159 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S156)));
+    *&((&this_5->scores_0[0U])->z) = _S159;
+    float total_7 = _S158 + _S159;
+    float _S160 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S156)));
+    *&((&this_5->scores_0[0U])->w) = _S160;
+    float total_8 = total_7 + _S160;
+    float _S161 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S156)));
+    *&((&this_5->scores_0[1U])->z) = _S161;
+    float total_9 = total_8 + _S161;
+    float _S162 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S156)));
+    *&((&this_5->scores_0[1U])->w) = _S162;
+    float total_10 = total_9 + _S162;
+    float _S163 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S156)));
+    *&((&this_5->scores_0[2U])->z) = _S163;
+    float total_11 = total_10 + _S163;
+    float _S164 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S156)));
+    *&((&this_5->scores_0[2U])->w) = _S164;
+    float total_12 = total_11 + _S164;
+    float _S165 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S156)));
+    *&((&this_5->scores_0[3U])->z) = _S165;
+    float total_13 = total_12 + _S165;
+    float _S166 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S156)));
+    *&((&this_5->scores_0[3U])->w) = _S166;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S166;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S157;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S157;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S157;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S157;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S157;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S157;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S157;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S157;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S157;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S157;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S157;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S157;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S157;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S157;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S157;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S157;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S157;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S157;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S157;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S157;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S157;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S157;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S157;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S157;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S157;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S157;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S157;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S157;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S157;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S157;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S157;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S157;
     return;
 }
 
 __device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S166 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S167 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S168 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S169 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S170 = make_uint4 (_S166, _S167, _S168, _S169);
-    uint4  _S171 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + this_6->lane_0 / 16U])));
-    float4  _S172 = (wasmetal_multiply_half((_S170), (uint2 {_S171.x, _S171.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S172;
-    float4  _S173 = (wasmetal_multiply_half((_S170), (uint2 {_S171.z, _S171.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S173;
-    uint4  _S174 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 2U + this_6->lane_0 / 16U])));
-    float4  _S175 = (wasmetal_multiply_half((_S170), (uint2 {_S174.x, _S174.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S175;
-    float4  _S176 = (wasmetal_multiply_half((_S170), (uint2 {_S174.z, _S174.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S176;
-    uint4  _S177 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 4U + this_6->lane_0 / 16U])));
-    float4  _S178 = (wasmetal_multiply_half((_S170), (uint2 {_S177.x, _S177.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S178;
-    float4  _S179 = (wasmetal_multiply_half((_S170), (uint2 {_S177.z, _S177.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S179;
-    uint4  _S180 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 6U + this_6->lane_0 / 16U])));
-    float4  _S181 = (wasmetal_multiply_half((_S170), (uint2 {_S180.x, _S180.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S181;
-    float4  _S182 = (wasmetal_multiply_half((_S170), (uint2 {_S180.z, _S180.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S182;
-    uint4  _S183 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 8U + this_6->lane_0 / 16U])));
-    float4  _S184 = (wasmetal_multiply_half((_S170), (uint2 {_S183.x, _S183.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S184;
-    float4  _S185 = (wasmetal_multiply_half((_S170), (uint2 {_S183.z, _S183.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S185;
-    uint4  _S186 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 10U + this_6->lane_0 / 16U])));
-    float4  _S187 = (wasmetal_multiply_half((_S170), (uint2 {_S186.x, _S186.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S187;
-    float4  _S188 = (wasmetal_multiply_half((_S170), (uint2 {_S186.z, _S186.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S188;
-    uint4  _S189 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 12U + this_6->lane_0 / 16U])));
-    float4  _S190 = (wasmetal_multiply_half((_S170), (uint2 {_S189.x, _S189.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S190;
-    float4  _S191 = (wasmetal_multiply_half((_S170), (uint2 {_S189.z, _S189.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S191;
-    uint4  _S192 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 14U + this_6->lane_0 / 16U])));
-    float4  _S193 = (wasmetal_multiply_half((_S170), (uint2 {_S192.x, _S192.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S193;
-    float4  _S194 = (wasmetal_multiply_half((_S170), (uint2 {_S192.z, _S192.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S194;
-    uint _S195 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S196 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S197 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S198 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S199 = make_uint4 (_S195, _S196, _S197, _S198);
-    uint4  _S200 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + this_6->lane_0 / 16U])));
-    float4  _S201 = (wasmetal_multiply_half((_S199), (uint2 {_S200.x, _S200.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S201;
-    float4  _S202 = (wasmetal_multiply_half((_S199), (uint2 {_S200.z, _S200.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S202;
-    uint4  _S203 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 2U + this_6->lane_0 / 16U])));
-    float4  _S204 = (wasmetal_multiply_half((_S199), (uint2 {_S203.x, _S203.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S204;
-    float4  _S205 = (wasmetal_multiply_half((_S199), (uint2 {_S203.z, _S203.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S205;
-    uint4  _S206 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 4U + this_6->lane_0 / 16U])));
-    float4  _S207 = (wasmetal_multiply_half((_S199), (uint2 {_S206.x, _S206.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S207;
-    float4  _S208 = (wasmetal_multiply_half((_S199), (uint2 {_S206.z, _S206.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S208;
-    uint4  _S209 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 6U + this_6->lane_0 / 16U])));
-    float4  _S210 = (wasmetal_multiply_half((_S199), (uint2 {_S209.x, _S209.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S210;
-    float4  _S211 = (wasmetal_multiply_half((_S199), (uint2 {_S209.z, _S209.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S211;
-    uint4  _S212 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 8U + this_6->lane_0 / 16U])));
-    float4  _S213 = (wasmetal_multiply_half((_S199), (uint2 {_S212.x, _S212.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S213;
-    float4  _S214 = (wasmetal_multiply_half((_S199), (uint2 {_S212.z, _S212.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S214;
-    uint4  _S215 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 10U + this_6->lane_0 / 16U])));
-    float4  _S216 = (wasmetal_multiply_half((_S199), (uint2 {_S215.x, _S215.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S216;
-    float4  _S217 = (wasmetal_multiply_half((_S199), (uint2 {_S215.z, _S215.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S217;
-    uint4  _S218 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 12U + this_6->lane_0 / 16U])));
-    float4  _S219 = (wasmetal_multiply_half((_S199), (uint2 {_S218.x, _S218.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S219;
-    float4  _S220 = (wasmetal_multiply_half((_S199), (uint2 {_S218.z, _S218.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S220;
-    uint4  _S221 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 14U + this_6->lane_0 / 16U])));
-    float4  _S222 = (wasmetal_multiply_half((_S199), (uint2 {_S221.x, _S221.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S222;
-    float4  _S223 = (wasmetal_multiply_half((_S199), (uint2 {_S221.z, _S221.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S223;
+    uint _S167 = pack_halves_0(float2 {this_6->scores_0[0U].x, this_6->scores_0[0U].y});
+    uint _S168 = pack_halves_0(float2 {this_6->scores_0[0U].z, this_6->scores_0[0U].w});
+    uint _S169 = pack_halves_0(float2 {this_6->scores_0[1U].x, this_6->scores_0[1U].y});
+    uint _S170 = pack_halves_0(float2 {this_6->scores_0[1U].z, this_6->scores_0[1U].w});
+    uint4  _S171 = make_uint4 (_S167, _S168, _S169, _S170);
+    uint4  _S172 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + this_6->lane_0 / 16U])));
+    float4  _S173 = (wasmetal_multiply_half((_S171), (uint2 {_S172.x, _S172.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S173;
+    float4  _S174 = (wasmetal_multiply_half((_S171), (uint2 {_S172.z, _S172.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S174;
+    uint4  _S175 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 2U + this_6->lane_0 / 16U])));
+    float4  _S176 = (wasmetal_multiply_half((_S171), (uint2 {_S175.x, _S175.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S176;
+    float4  _S177 = (wasmetal_multiply_half((_S171), (uint2 {_S175.z, _S175.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S177;
+    uint4  _S178 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 4U + this_6->lane_0 / 16U])));
+    float4  _S179 = (wasmetal_multiply_half((_S171), (uint2 {_S178.x, _S178.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S179;
+    float4  _S180 = (wasmetal_multiply_half((_S171), (uint2 {_S178.z, _S178.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S180;
+    uint4  _S181 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 6U + this_6->lane_0 / 16U])));
+    float4  _S182 = (wasmetal_multiply_half((_S171), (uint2 {_S181.x, _S181.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S182;
+    float4  _S183 = (wasmetal_multiply_half((_S171), (uint2 {_S181.z, _S181.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S183;
+    uint4  _S184 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 8U + this_6->lane_0 / 16U])));
+    float4  _S185 = (wasmetal_multiply_half((_S171), (uint2 {_S184.x, _S184.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S185;
+    float4  _S186 = (wasmetal_multiply_half((_S171), (uint2 {_S184.z, _S184.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S186;
+    uint4  _S187 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 10U + this_6->lane_0 / 16U])));
+    float4  _S188 = (wasmetal_multiply_half((_S171), (uint2 {_S187.x, _S187.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S188;
+    float4  _S189 = (wasmetal_multiply_half((_S171), (uint2 {_S187.z, _S187.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S189;
+    uint4  _S190 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 12U + this_6->lane_0 / 16U])));
+    float4  _S191 = (wasmetal_multiply_half((_S171), (uint2 {_S190.x, _S190.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S191;
+    float4  _S192 = (wasmetal_multiply_half((_S171), (uint2 {_S190.z, _S190.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S192;
+    uint4  _S193 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 17U + 14U + this_6->lane_0 / 16U])));
+    float4  _S194 = (wasmetal_multiply_half((_S171), (uint2 {_S193.x, _S193.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S194;
+    float4  _S195 = (wasmetal_multiply_half((_S171), (uint2 {_S193.z, _S193.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S195;
+    uint _S196 = pack_halves_0(float2 {this_6->scores_0[2U].x, this_6->scores_0[2U].y});
+    uint _S197 = pack_halves_0(float2 {this_6->scores_0[2U].z, this_6->scores_0[2U].w});
+    uint _S198 = pack_halves_0(float2 {this_6->scores_0[3U].x, this_6->scores_0[3U].y});
+    uint _S199 = pack_halves_0(float2 {this_6->scores_0[3U].z, this_6->scores_0[3U].w});
+    uint4  _S200 = make_uint4 (_S196, _S197, _S198, _S199);
+    uint4  _S201 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + this_6->lane_0 / 16U])));
+    float4  _S202 = (wasmetal_multiply_half((_S200), (uint2 {_S201.x, _S201.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S202;
+    float4  _S203 = (wasmetal_multiply_half((_S200), (uint2 {_S201.z, _S201.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S203;
+    uint4  _S204 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 2U + this_6->lane_0 / 16U])));
+    float4  _S205 = (wasmetal_multiply_half((_S200), (uint2 {_S204.x, _S204.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S205;
+    float4  _S206 = (wasmetal_multiply_half((_S200), (uint2 {_S204.z, _S204.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S206;
+    uint4  _S207 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 4U + this_6->lane_0 / 16U])));
+    float4  _S208 = (wasmetal_multiply_half((_S200), (uint2 {_S207.x, _S207.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S208;
+    float4  _S209 = (wasmetal_multiply_half((_S200), (uint2 {_S207.z, _S207.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S209;
+    uint4  _S210 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 6U + this_6->lane_0 / 16U])));
+    float4  _S211 = (wasmetal_multiply_half((_S200), (uint2 {_S210.x, _S210.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S211;
+    float4  _S212 = (wasmetal_multiply_half((_S200), (uint2 {_S210.z, _S210.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S212;
+    uint4  _S213 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 8U + this_6->lane_0 / 16U])));
+    float4  _S214 = (wasmetal_multiply_half((_S200), (uint2 {_S213.x, _S213.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S214;
+    float4  _S215 = (wasmetal_multiply_half((_S200), (uint2 {_S213.z, _S213.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S215;
+    uint4  _S216 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 10U + this_6->lane_0 / 16U])));
+    float4  _S217 = (wasmetal_multiply_half((_S200), (uint2 {_S216.x, _S216.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S217;
+    float4  _S218 = (wasmetal_multiply_half((_S200), (uint2 {_S216.z, _S216.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S218;
+    uint4  _S219 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 12U + this_6->lane_0 / 16U])));
+    float4  _S220 = (wasmetal_multiply_half((_S200), (uint2 {_S219.x, _S219.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S220;
+    float4  _S221 = (wasmetal_multiply_half((_S200), (uint2 {_S219.z, _S219.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S221;
+    uint4  _S222 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 17U + 14U + this_6->lane_0 / 16U])));
+    float4  _S223 = (wasmetal_multiply_half((_S200), (uint2 {_S222.x, _S222.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S223;
+    float4  _S224 = (wasmetal_multiply_half((_S200), (uint2 {_S222.z, _S222.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S224;
     return;
 }
 
@@ -985,410 +991,410 @@ __device__ void Attending_join_0(Attending_0 * this_7)
 
 __device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S224 = this_8->heads_1;
-    uint _S225 = query_2 / this_8->heads_1;
-    bool _S226;
-    if(_S225 < (this_8->rows_3))
+    uint _S225 = this_8->heads_1;
+    uint _S226 = query_2 / this_8->heads_1;
+    bool _S227;
+    if(_S226 < (this_8->rows_3))
     {
-        uint _S227 = query_2 % _S224;
-        _S226 = _S227 < (this_8->last_0);
+        uint _S228 = query_2 % _S225;
+        _S227 = _S228 < (this_8->last_0);
     }
     else
     {
-        _S226 = false;
+        _S227 = false;
     }
-    return _S226;
+    return _S227;
 }
 
 __device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_14)
 {
-    uint _S228 = this_9->sinks_at_0;
-    bool _S229;
+    uint _S229 = this_9->sinks_at_0;
+    bool _S230;
     if((this_9->sinks_at_0) != 4294967295U)
     {
-        bool _S230 = Target_has_0(this_9, query_3);
-        _S229 = _S230;
+        bool _S231 = Target_has_0(this_9, query_3);
+        _S230 = _S231;
     }
     else
     {
-        _S229 = false;
+        _S230 = false;
     }
-    float _S231;
-    if(_S229)
+    float _S232;
+    if(_S230)
     {
-        uint _S232 = query_3 % this_9->heads_1;
-        float _S233 = __ldg((&(this_9->sinks_0)[_S228 + _S232]));
-        _S231 = total_14 + (F32_exp2((1.4426950216293335f * _S233 - peak_0)));
+        uint _S233 = query_3 % this_9->heads_1;
+        float _S234 = __ldg((&(this_9->sinks_0)[_S229 + _S233]));
+        _S232 = total_14 + (F32_exp2((1.4426950216293335f * _S234 - peak_0)));
     }
     else
     {
-        _S231 = total_14;
+        _S232 = total_14;
     }
-    if(_S231 != 0.0f)
+    if(_S232 != 0.0f)
     {
-        _S231 = 1.0f / _S231;
+        _S232 = 1.0f / _S232;
     }
     else
     {
-        _S231 = 0.0f;
+        _S232 = 0.0f;
     }
-    return _S231;
+    return _S232;
 }
 
 __device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    uint _S234 = this_10->at_3;
-    uint _S235 = this_10->heads_1;
-    uint _S236 = query_4 / this_10->heads_1;
-    uint _S237 = _S234 + _S236 * this_10->stride_0;
-    uint _S238 = query_4 % _S235;
-    return _S237 + _S238 * this_10->head_dim_1;
+    uint _S235 = this_10->at_3;
+    uint _S236 = this_10->heads_1;
+    uint _S237 = query_4 / this_10->heads_1;
+    uint _S238 = _S235 + _S237 * this_10->stride_0;
+    uint _S239 = query_4 % _S236;
+    return _S238 + _S239 * this_10->head_dim_1;
 }
 
 __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 {
-    float _S239 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
-    float total_15 = *&((&this_11->totals_0[0U])->x) + _S239;
-    float _S240 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
-    uint _S241 = this_11->own_0;
-    uint _S242 = this_11->lane_0;
-    uint _S243 = this_11->own_0 + this_11->lane_0 / 4U;
-    float _S244 = Target_factor_0(target_0, _S243, *&((&this_11->peaks_0[0U])->x), total_15 + _S240);
-    bool _S245 = Target_has_0(target_0, _S243);
-    if(_S245)
+    float _S240 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_15 = *&((&this_11->totals_0[0U])->x) + _S240;
+    float _S241 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
+    uint _S242 = this_11->own_0;
+    uint _S243 = this_11->lane_0;
+    uint _S244 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S245 = Target_factor_0(target_0, _S244, *&((&this_11->peaks_0[0U])->x), total_15 + _S241);
+    bool _S246 = Target_has_0(target_0, _S244);
+    if(_S246)
     {
-        uint _S246 = Target_place_0(target_0, _S243);
-        uint _S247 = _S242 % 4U * 2U;
-        uint _S248 = target_0->head_dim_1;
-        if(_S247 < (target_0->head_dim_1))
+        uint _S247 = Target_place_0(target_0, _S244);
+        uint _S248 = _S243 % 4U * 2U;
+        uint _S249 = target_0->head_dim_1;
+        if(_S248 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S246 + _S247]) = _S244 * *&((&this_11->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S247 + _S248]) = _S245 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S249 = _S247 + 1U;
-        if(_S249 < _S248)
+        uint _S250 = _S248 + 1U;
+        if(_S250 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S249]) = _S244 * *&((&this_11->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S247 + _S250]) = _S245 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S250 = 8U + _S247;
-        if(_S250 < _S248)
+        uint _S251 = 8U + _S248;
+        if(_S251 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S250]) = _S244 * *&((&this_11->sums_0[1U])->x);
+            *(&(target_0->result_2)[_S247 + _S251]) = _S245 * *&((&this_11->sums_0[1U])->x);
         }
-        uint _S251 = _S250 + 1U;
-        if(_S251 < _S248)
+        uint _S252 = _S251 + 1U;
+        if(_S252 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S251]) = _S244 * *&((&this_11->sums_0[1U])->y);
+            *(&(target_0->result_2)[_S247 + _S252]) = _S245 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S252 = 16U + _S247;
-        if(_S252 < _S248)
+        uint _S253 = 16U + _S248;
+        if(_S253 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S252]) = _S244 * *&((&this_11->sums_0[2U])->x);
+            *(&(target_0->result_2)[_S247 + _S253]) = _S245 * *&((&this_11->sums_0[2U])->x);
         }
-        uint _S253 = _S252 + 1U;
-        if(_S253 < _S248)
+        uint _S254 = _S253 + 1U;
+        if(_S254 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S253]) = _S244 * *&((&this_11->sums_0[2U])->y);
+            *(&(target_0->result_2)[_S247 + _S254]) = _S245 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S254 = 24U + _S247;
-        if(_S254 < _S248)
+        uint _S255 = 24U + _S248;
+        if(_S255 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S254]) = _S244 * *&((&this_11->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S247 + _S255]) = _S245 * *&((&this_11->sums_0[3U])->x);
         }
-        uint _S255 = _S254 + 1U;
-        if(_S255 < _S248)
+        uint _S256 = _S255 + 1U;
+        if(_S256 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S255]) = _S244 * *&((&this_11->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S247 + _S256]) = _S245 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S256 = 32U + _S247;
-        if(_S256 < _S248)
+        uint _S257 = 32U + _S248;
+        if(_S257 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S256]) = _S244 * *&((&this_11->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S247 + _S257]) = _S245 * *&((&this_11->sums_0[4U])->x);
         }
-        uint _S257 = _S256 + 1U;
-        if(_S257 < _S248)
+        uint _S258 = _S257 + 1U;
+        if(_S258 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S257]) = _S244 * *&((&this_11->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S247 + _S258]) = _S245 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S258 = 40U + _S247;
-        if(_S258 < _S248)
+        uint _S259 = 40U + _S248;
+        if(_S259 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S258]) = _S244 * *&((&this_11->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S247 + _S259]) = _S245 * *&((&this_11->sums_0[5U])->x);
         }
-        uint _S259 = _S258 + 1U;
-        if(_S259 < _S248)
+        uint _S260 = _S259 + 1U;
+        if(_S260 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S259]) = _S244 * *&((&this_11->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S247 + _S260]) = _S245 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S260 = 48U + _S247;
-        if(_S260 < _S248)
+        uint _S261 = 48U + _S248;
+        if(_S261 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S260]) = _S244 * *&((&this_11->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S247 + _S261]) = _S245 * *&((&this_11->sums_0[6U])->x);
         }
-        uint _S261 = _S260 + 1U;
-        if(_S261 < _S248)
+        uint _S262 = _S261 + 1U;
+        if(_S262 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S261]) = _S244 * *&((&this_11->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S247 + _S262]) = _S245 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S262 = 56U + _S247;
-        if(_S262 < _S248)
+        uint _S263 = 56U + _S248;
+        if(_S263 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S262]) = _S244 * *&((&this_11->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S247 + _S263]) = _S245 * *&((&this_11->sums_0[7U])->x);
         }
-        uint _S263 = _S262 + 1U;
-        if(_S263 < _S248)
+        uint _S264 = _S263 + 1U;
+        if(_S264 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S263]) = _S244 * *&((&this_11->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S247 + _S264]) = _S245 * *&((&this_11->sums_0[7U])->y);
         }
-        uint _S264 = 64U + _S247;
-        if(_S264 < _S248)
+        uint _S265 = 64U + _S248;
+        if(_S265 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S264]) = _S244 * *&((&this_11->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S247 + _S265]) = _S245 * *&((&this_11->sums_0[8U])->x);
         }
-        uint _S265 = _S264 + 1U;
-        if(_S265 < _S248)
+        uint _S266 = _S265 + 1U;
+        if(_S266 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S265]) = _S244 * *&((&this_11->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S247 + _S266]) = _S245 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S266 = 72U + _S247;
-        if(_S266 < _S248)
+        uint _S267 = 72U + _S248;
+        if(_S267 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S266]) = _S244 * *&((&this_11->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S247 + _S267]) = _S245 * *&((&this_11->sums_0[9U])->x);
         }
-        uint _S267 = _S266 + 1U;
-        if(_S267 < _S248)
+        uint _S268 = _S267 + 1U;
+        if(_S268 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S267]) = _S244 * *&((&this_11->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S247 + _S268]) = _S245 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S268 = 80U + _S247;
-        if(_S268 < _S248)
+        uint _S269 = 80U + _S248;
+        if(_S269 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S268]) = _S244 * *&((&this_11->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S247 + _S269]) = _S245 * *&((&this_11->sums_0[10U])->x);
         }
-        uint _S269 = _S268 + 1U;
-        if(_S269 < _S248)
+        uint _S270 = _S269 + 1U;
+        if(_S270 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S269]) = _S244 * *&((&this_11->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S247 + _S270]) = _S245 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S270 = 88U + _S247;
-        if(_S270 < _S248)
+        uint _S271 = 88U + _S248;
+        if(_S271 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S270]) = _S244 * *&((&this_11->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S247 + _S271]) = _S245 * *&((&this_11->sums_0[11U])->x);
         }
-        uint _S271 = _S270 + 1U;
-        if(_S271 < _S248)
+        uint _S272 = _S271 + 1U;
+        if(_S272 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S271]) = _S244 * *&((&this_11->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S247 + _S272]) = _S245 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S272 = 96U + _S247;
-        if(_S272 < _S248)
+        uint _S273 = 96U + _S248;
+        if(_S273 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S272]) = _S244 * *&((&this_11->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S247 + _S273]) = _S245 * *&((&this_11->sums_0[12U])->x);
         }
-        uint _S273 = _S272 + 1U;
-        if(_S273 < _S248)
+        uint _S274 = _S273 + 1U;
+        if(_S274 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S273]) = _S244 * *&((&this_11->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S247 + _S274]) = _S245 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S274 = 104U + _S247;
-        if(_S274 < _S248)
+        uint _S275 = 104U + _S248;
+        if(_S275 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S274]) = _S244 * *&((&this_11->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S247 + _S275]) = _S245 * *&((&this_11->sums_0[13U])->x);
         }
-        uint _S275 = _S274 + 1U;
-        if(_S275 < _S248)
+        uint _S276 = _S275 + 1U;
+        if(_S276 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S275]) = _S244 * *&((&this_11->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S247 + _S276]) = _S245 * *&((&this_11->sums_0[13U])->y);
         }
-        uint _S276 = 112U + _S247;
-        if(_S276 < _S248)
+        uint _S277 = 112U + _S248;
+        if(_S277 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S276]) = _S244 * *&((&this_11->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S247 + _S277]) = _S245 * *&((&this_11->sums_0[14U])->x);
         }
-        uint _S277 = _S276 + 1U;
-        if(_S277 < _S248)
+        uint _S278 = _S277 + 1U;
+        if(_S278 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S277]) = _S244 * *&((&this_11->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S247 + _S278]) = _S245 * *&((&this_11->sums_0[14U])->y);
         }
-        uint _S278 = 120U + _S247;
-        if(_S278 < _S248)
+        uint _S279 = 120U + _S248;
+        if(_S279 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S278]) = _S244 * *&((&this_11->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S247 + _S279]) = _S245 * *&((&this_11->sums_0[15U])->x);
         }
-        uint _S279 = _S278 + 1U;
-        if(_S279 < _S248)
+        uint _S280 = _S279 + 1U;
+        if(_S280 < _S249)
         {
-            *(&(target_0->result_2)[_S246 + _S279]) = _S244 * *&((&this_11->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S247 + _S280]) = _S245 * *&((&this_11->sums_0[15U])->y);
         }
     }
-    float _S280 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
-    float total_16 = *&((&this_11->totals_0[0U])->y) + _S280;
-    float _S281 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
-    uint _S282 = _S241 + 8U + _S242 / 4U;
-    float _S283 = Target_factor_0(target_0, _S282, *&((&this_11->peaks_0[0U])->y), total_16 + _S281);
-    bool _S284 = Target_has_0(target_0, _S282);
-    if(_S284)
+    float _S281 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_16 = *&((&this_11->totals_0[0U])->y) + _S281;
+    float _S282 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
+    uint _S283 = _S242 + 8U + _S243 / 4U;
+    float _S284 = Target_factor_0(target_0, _S283, *&((&this_11->peaks_0[0U])->y), total_16 + _S282);
+    bool _S285 = Target_has_0(target_0, _S283);
+    if(_S285)
     {
-        uint _S285 = Target_place_0(target_0, _S282);
-        uint _S286 = _S242 % 4U * 2U;
-        uint _S287 = target_0->head_dim_1;
-        if(_S286 < (target_0->head_dim_1))
+        uint _S286 = Target_place_0(target_0, _S283);
+        uint _S287 = _S243 % 4U * 2U;
+        uint _S288 = target_0->head_dim_1;
+        if(_S287 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S285 + _S286]) = _S283 * *&((&this_11->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S286 + _S287]) = _S284 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S288 = _S286 + 1U;
-        if(_S288 < _S287)
+        uint _S289 = _S287 + 1U;
+        if(_S289 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S288]) = _S283 * *&((&this_11->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S286 + _S289]) = _S284 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S289 = 8U + _S286;
-        if(_S289 < _S287)
+        uint _S290 = 8U + _S287;
+        if(_S290 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S289]) = _S283 * *&((&this_11->sums_0[1U])->z);
+            *(&(target_0->result_2)[_S286 + _S290]) = _S284 * *&((&this_11->sums_0[1U])->z);
         }
-        uint _S290 = _S289 + 1U;
-        if(_S290 < _S287)
+        uint _S291 = _S290 + 1U;
+        if(_S291 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S290]) = _S283 * *&((&this_11->sums_0[1U])->w);
+            *(&(target_0->result_2)[_S286 + _S291]) = _S284 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S291 = 16U + _S286;
-        if(_S291 < _S287)
+        uint _S292 = 16U + _S287;
+        if(_S292 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S291]) = _S283 * *&((&this_11->sums_0[2U])->z);
+            *(&(target_0->result_2)[_S286 + _S292]) = _S284 * *&((&this_11->sums_0[2U])->z);
         }
-        uint _S292 = _S291 + 1U;
-        if(_S292 < _S287)
+        uint _S293 = _S292 + 1U;
+        if(_S293 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S292]) = _S283 * *&((&this_11->sums_0[2U])->w);
+            *(&(target_0->result_2)[_S286 + _S293]) = _S284 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S293 = 24U + _S286;
-        if(_S293 < _S287)
+        uint _S294 = 24U + _S287;
+        if(_S294 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S293]) = _S283 * *&((&this_11->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S286 + _S294]) = _S284 * *&((&this_11->sums_0[3U])->z);
         }
-        uint _S294 = _S293 + 1U;
-        if(_S294 < _S287)
+        uint _S295 = _S294 + 1U;
+        if(_S295 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S294]) = _S283 * *&((&this_11->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S286 + _S295]) = _S284 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S295 = 32U + _S286;
-        if(_S295 < _S287)
+        uint _S296 = 32U + _S287;
+        if(_S296 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S295]) = _S283 * *&((&this_11->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S286 + _S296]) = _S284 * *&((&this_11->sums_0[4U])->z);
         }
-        uint _S296 = _S295 + 1U;
-        if(_S296 < _S287)
+        uint _S297 = _S296 + 1U;
+        if(_S297 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S296]) = _S283 * *&((&this_11->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S286 + _S297]) = _S284 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S297 = 40U + _S286;
-        if(_S297 < _S287)
+        uint _S298 = 40U + _S287;
+        if(_S298 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S297]) = _S283 * *&((&this_11->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S286 + _S298]) = _S284 * *&((&this_11->sums_0[5U])->z);
         }
-        uint _S298 = _S297 + 1U;
-        if(_S298 < _S287)
+        uint _S299 = _S298 + 1U;
+        if(_S299 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S298]) = _S283 * *&((&this_11->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S286 + _S299]) = _S284 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S299 = 48U + _S286;
-        if(_S299 < _S287)
+        uint _S300 = 48U + _S287;
+        if(_S300 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S299]) = _S283 * *&((&this_11->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S286 + _S300]) = _S284 * *&((&this_11->sums_0[6U])->z);
         }
-        uint _S300 = _S299 + 1U;
-        if(_S300 < _S287)
+        uint _S301 = _S300 + 1U;
+        if(_S301 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S300]) = _S283 * *&((&this_11->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S286 + _S301]) = _S284 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S301 = 56U + _S286;
-        if(_S301 < _S287)
+        uint _S302 = 56U + _S287;
+        if(_S302 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S301]) = _S283 * *&((&this_11->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S286 + _S302]) = _S284 * *&((&this_11->sums_0[7U])->z);
         }
-        uint _S302 = _S301 + 1U;
-        if(_S302 < _S287)
+        uint _S303 = _S302 + 1U;
+        if(_S303 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S302]) = _S283 * *&((&this_11->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S286 + _S303]) = _S284 * *&((&this_11->sums_0[7U])->w);
         }
-        uint _S303 = 64U + _S286;
-        if(_S303 < _S287)
+        uint _S304 = 64U + _S287;
+        if(_S304 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S303]) = _S283 * *&((&this_11->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S286 + _S304]) = _S284 * *&((&this_11->sums_0[8U])->z);
         }
-        uint _S304 = _S303 + 1U;
-        if(_S304 < _S287)
+        uint _S305 = _S304 + 1U;
+        if(_S305 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S304]) = _S283 * *&((&this_11->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S286 + _S305]) = _S284 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S305 = 72U + _S286;
-        if(_S305 < _S287)
+        uint _S306 = 72U + _S287;
+        if(_S306 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S305]) = _S283 * *&((&this_11->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S286 + _S306]) = _S284 * *&((&this_11->sums_0[9U])->z);
         }
-        uint _S306 = _S305 + 1U;
-        if(_S306 < _S287)
+        uint _S307 = _S306 + 1U;
+        if(_S307 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S306]) = _S283 * *&((&this_11->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S286 + _S307]) = _S284 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S307 = 80U + _S286;
-        if(_S307 < _S287)
+        uint _S308 = 80U + _S287;
+        if(_S308 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S307]) = _S283 * *&((&this_11->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S286 + _S308]) = _S284 * *&((&this_11->sums_0[10U])->z);
         }
-        uint _S308 = _S307 + 1U;
-        if(_S308 < _S287)
+        uint _S309 = _S308 + 1U;
+        if(_S309 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S308]) = _S283 * *&((&this_11->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S286 + _S309]) = _S284 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S309 = 88U + _S286;
-        if(_S309 < _S287)
+        uint _S310 = 88U + _S287;
+        if(_S310 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S309]) = _S283 * *&((&this_11->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S286 + _S310]) = _S284 * *&((&this_11->sums_0[11U])->z);
         }
-        uint _S310 = _S309 + 1U;
-        if(_S310 < _S287)
+        uint _S311 = _S310 + 1U;
+        if(_S311 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S310]) = _S283 * *&((&this_11->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S286 + _S311]) = _S284 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S311 = 96U + _S286;
-        if(_S311 < _S287)
+        uint _S312 = 96U + _S287;
+        if(_S312 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S311]) = _S283 * *&((&this_11->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S286 + _S312]) = _S284 * *&((&this_11->sums_0[12U])->z);
         }
-        uint _S312 = _S311 + 1U;
-        if(_S312 < _S287)
+        uint _S313 = _S312 + 1U;
+        if(_S313 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S312]) = _S283 * *&((&this_11->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S286 + _S313]) = _S284 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S313 = 104U + _S286;
-        if(_S313 < _S287)
+        uint _S314 = 104U + _S287;
+        if(_S314 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S313]) = _S283 * *&((&this_11->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S286 + _S314]) = _S284 * *&((&this_11->sums_0[13U])->z);
         }
-        uint _S314 = _S313 + 1U;
-        if(_S314 < _S287)
+        uint _S315 = _S314 + 1U;
+        if(_S315 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S314]) = _S283 * *&((&this_11->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S286 + _S315]) = _S284 * *&((&this_11->sums_0[13U])->w);
         }
-        uint _S315 = 112U + _S286;
-        if(_S315 < _S287)
+        uint _S316 = 112U + _S287;
+        if(_S316 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S315]) = _S283 * *&((&this_11->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S286 + _S316]) = _S284 * *&((&this_11->sums_0[14U])->z);
         }
-        uint _S316 = _S315 + 1U;
-        if(_S316 < _S287)
+        uint _S317 = _S316 + 1U;
+        if(_S317 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S316]) = _S283 * *&((&this_11->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S286 + _S317]) = _S284 * *&((&this_11->sums_0[14U])->w);
         }
-        uint _S317 = 120U + _S286;
-        if(_S317 < _S287)
+        uint _S318 = 120U + _S287;
+        if(_S318 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S317]) = _S283 * *&((&this_11->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S286 + _S318]) = _S284 * *&((&this_11->sums_0[15U])->z);
         }
-        uint _S318 = _S317 + 1U;
-        if(_S318 < _S287)
+        uint _S319 = _S318 + 1U;
+        if(_S319 < _S288)
         {
-            *(&(target_0->result_2)[_S285 + _S318]) = _S283 * *&((&this_11->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S286 + _S319]) = _S284 * *&((&this_11->sums_0[15U])->w);
         }
     }
     return;
@@ -1396,36 +1402,36 @@ __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 
 __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
 {
-    bool _S319;
     bool _S320;
     bool _S321;
-    uint _S322 = p_0->kv_heads_0;
-    uint _S323 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S324 = (U32_min((_S323), (64U)));
-    uint _S325 = 64U / _S324;
-    uint _S326 = (_S323 + 64U - 1U) / 64U;
-    uint _S327 = _S322 * _S326;
-    uint _S328 = p_0->batch_offset_0;
-    uint _S329 = p_0->batch_row_0;
-    uint _S330 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S331 = (_S330 + _S325 - 1U) / _S325;
-    uint _S332 = group_number_0(group_1);
-    if(_S332 >= (_S331 * _S327))
+    bool _S322;
+    uint _S323 = p_0->kv_heads_0;
+    uint _S324 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S325 = (U32_min((_S324), (64U)));
+    uint _S326 = 64U / _S325;
+    uint _S327 = (_S324 + 64U - 1U) / 64U;
+    uint _S328 = _S323 * _S327;
+    uint _S329 = p_0->batch_offset_0;
+    uint _S330 = p_0->batch_row_0;
+    uint _S331 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S332 = (_S331 + _S326 - 1U) / _S326;
+    uint _S333 = group_number_0(group_1);
+    if(_S333 >= (_S332 * _S328))
     {
         return;
     }
-    uint _S333 = _S332 % _S327;
-    uint _S334 = _S331 - 1U;
-    uint _S335 = _S332 / _S327;
-    uint _S336 = (_S334 - _S335) * _S325;
-    uint _S337 = (U32_min((_S336 + _S325), (_S330)));
-    uint _S338 = _S333 / _S326;
-    uint _S339 = _S338 * _S323;
-    uint _S340 = _S333 % _S326;
-    uint _S341 = _S339 + _S340 * 64U;
-    uint _S342 = (_S338 + 1U) * _S323;
-    uint _S343 = p_0->head_dim_0;
-    uint _S344 = _S322 * p_0->head_dim_0;
+    uint _S334 = _S333 % _S328;
+    uint _S335 = _S332 - 1U;
+    uint _S336 = _S333 / _S328;
+    uint _S337 = (_S335 - _S336) * _S326;
+    uint _S338 = (U32_min((_S337 + _S326), (_S331)));
+    uint _S339 = _S334 / _S327;
+    uint _S340 = _S339 * _S324;
+    uint _S341 = _S334 % _S327;
+    uint _S342 = _S340 + _S341 * 64U;
+    uint _S343 = (_S339 + 1U) * _S324;
+    uint _S344 = p_0->head_dim_0;
+    uint _S345 = _S323 * p_0->head_dim_0;
     uint i_2 = thread_1;
     for(;;)
     {
@@ -1436,23 +1442,14 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S345 = i_2 / 16U;
-        uint _S346 = i_2 % 16U;
-        int4  _S347 = make_int4 (int(0));
-        uint4  _S348 = make_uint4 ((uint)_S347.x, (uint)_S347.y, (uint)_S347.z, (uint)_S347.w);
-        if(_S345 < (_S325 * _S324))
+        uint _S346 = i_2 / 16U;
+        uint _S347 = i_2 % 16U;
+        int4  _S348 = make_int4 (int(0));
+        uint4  _S349 = make_uint4 ((uint)_S348.x, (uint)_S348.y, (uint)_S348.z, (uint)_S348.w);
+        if(_S346 < (_S326 * _S325))
         {
-            uint _S349 = _S345 / _S324;
-            _S319 = (_S336 + _S349) < _S337;
-        }
-        else
-        {
-            _S319 = false;
-        }
-        if(_S319)
-        {
-            uint _S350 = _S345 % _S324;
-            _S320 = (_S341 + _S350) < _S342;
+            uint _S350 = _S346 / _S325;
+            _S320 = (_S337 + _S350) < _S338;
         }
         else
         {
@@ -1460,134 +1457,143 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         }
         if(_S320)
         {
-            _S321 = (8U * _S346) < _S343;
+            uint _S351 = _S346 % _S325;
+            _S321 = (_S342 + _S351) < _S343;
         }
         else
         {
             _S321 = false;
         }
-        uint4  halves_1;
         if(_S321)
         {
-            uint _S351 = p_0->q_offset_0;
-            uint _S352 = _S345 / _S324;
-            uint _S353 = _S351 + (_S336 + _S352) * p_0->q_stride_0;
-            uint _S354 = _S345 % _S324;
-            uint _S355 = (_S353 + (_S341 + _S354) * _S343) / 4U + 2U * _S346;
-            float _S356 = 1.4426950216293335f * p_0->scale_4;
-            float4  _S357 = __ldg((&(q_0)[_S355]));
-            float4  _S358 = make_float4 (-65504.0f);
-            float4  _S359 = make_float4 (65504.0f);
-            float4  _S360 = clamp_0(make_float4 (_S356) * _S357, _S358, _S359);
-            float4  _S361 = __ldg((&(q_0)[_S355 + 1U]));
-            uint4  _S362 = eight_halves_0(_S360, clamp_0(make_float4 (_S356) * _S361, _S358, _S359));
-            halves_1 = _S362;
+            _S322 = (8U * _S347) < _S344;
         }
         else
         {
-            halves_1 = _S348;
+            _S322 = false;
         }
-        put_0(_S345 * 17U + _S346, halves_1);
+        uint4  halves_1;
+        if(_S322)
+        {
+            uint _S352 = p_0->q_offset_0;
+            uint _S353 = _S346 / _S325;
+            uint _S354 = _S352 + (_S337 + _S353) * p_0->q_stride_0;
+            uint _S355 = _S346 % _S325;
+            uint _S356 = (_S354 + (_S342 + _S355) * _S344) / 4U + 2U * _S347;
+            float _S357 = 1.4426950216293335f * p_0->scale_4;
+            float4  _S358 = __ldg((&(q_0)[_S356]));
+            float4  _S359 = make_float4 (-65504.0f);
+            float4  _S360 = make_float4 (65504.0f);
+            float4  _S361 = clamp_0(make_float4 (_S357) * _S358, _S359, _S360);
+            float4  _S362 = __ldg((&(q_0)[_S356 + 1U]));
+            uint4  _S363 = eight_halves_0(_S361, clamp_0(make_float4 (_S357) * _S362, _S359, _S360));
+            halves_1 = _S363;
+        }
+        else
+        {
+            halves_1 = _S349;
+        }
+        put_0(_S346 * 17U + _S347, halves_1);
         i_2 = i_2 + 128U;
     }
-    if(thread_1 < _S325)
+    if(thread_1 < _S326)
     {
-        _S319 = (_S336 + thread_1) < _S337;
+        _S320 = (_S337 + thread_1) < _S338;
     }
     else
     {
-        _S319 = false;
+        _S320 = false;
     }
-    if(_S319)
+    if(_S320)
     {
-        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S328, _S329 + _S336 + thread_1);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S329, _S330 + _S337 + thread_1);
     }
     __syncthreads();
-    uint _S363 = thread_1 % 32U;
+    uint _S364 = thread_1 % 32U;
     Attending_0 attending_0;
     Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S364 = (&attending_0)->part_1 * 32U;
-    uint _S365 = thread_1 / 16U;
-    uint _S366 = thread_1 % 16U;
-    uint _S367 = _S338 * _S343 + 8U * (U32_min((_S366), (_S343 / 8U - 1U)));
-    uint row_4 = _S336;
+    uint _S365 = (&attending_0)->part_1 * 32U;
+    uint _S366 = thread_1 / 16U;
+    uint _S367 = thread_1 % 16U;
+    uint _S368 = _S339 * _S344 + 8U * (U32_min((_S367), (_S344 / 8U - 1U)));
+    uint row_4 = _S337;
     for(;;)
     {
-        if(row_4 < _S337)
+        if(row_4 < _S338)
         {
         }
         else
         {
             break;
         }
-        uint _S368 = (*&row_sequences_0)[row_4 - _S336];
-        uint r_0 = _S363;
-        uint other_0 = _S337;
+        uint _S369 = (*&row_sequences_0)[row_4 - _S337];
+        uint r_0 = _S364;
+        uint other_0 = _S338;
         for(;;)
         {
-            if(r_0 < (_S337 - _S336))
+            if(r_0 < (_S338 - _S337))
             {
             }
             else
             {
                 break;
             }
-            uint _S369 = _S336 + r_0;
-            if(_S369 > row_4)
+            uint _S370 = _S337 + r_0;
+            if(_S370 > row_4)
             {
-                _S319 = ((*&row_sequences_0)[r_0]) != _S368;
+                _S320 = ((*&row_sequences_0)[r_0]) != _S369;
             }
             else
             {
-                _S319 = false;
+                _S320 = false;
             }
-            if(_S319)
+            if(_S320)
             {
-                other_0 = (U32_min((other_0), (_S369)));
+                other_0 = (U32_min((other_0), (_S370)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S370 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S368, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-        bool _S371 = thread_1 < 64U;
+        SequenceTable_0 _S371 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S369, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S372 = thread_1 < 64U;
         uint begin_2;
         uint end_0;
-        if(_S371)
+        if(_S372)
         {
-            uint _S372 = thread_1 / _S324;
-            uint _S373 = _S336 + _S372;
-            if(thread_1 < (_S325 * _S324))
+            uint _S373 = thread_1 / _S325;
+            uint _S374 = _S337 + _S373;
+            if(thread_1 < (_S326 * _S325))
             {
-                _S319 = _S373 < _S337;
+                _S320 = _S374 < _S338;
             }
             else
             {
-                _S319 = false;
+                _S320 = false;
             }
-            if(_S319)
+            if(_S320)
             {
-                uint _S374 = row_position_0(batch_3, _S328, _S329 + _S373);
-                uint _S375 = first_seen_0(_S374, p_0->window_0);
-                if(_S373 >= row_4)
+                uint _S375 = row_position_0(batch_3, _S329, _S330 + _S374);
+                uint _S376 = first_seen_0(_S375, p_0->window_0);
+                if(_S374 >= row_4)
                 {
-                    _S320 = _S373 < row_5;
+                    _S321 = _S374 < row_5;
                 }
                 else
                 {
-                    _S320 = false;
+                    _S321 = false;
                 }
-                if(_S320)
+                if(_S321)
                 {
-                    SequenceTable_0 _S376 = _S370;
-                    uint _S377 = SequenceTable_end_of_0(&_S376, _S374);
-                    i_2 = _S377;
+                    SequenceTable_0 _S377 = _S371;
+                    uint _S378 = SequenceTable_end_of_0(&_S377, _S375);
+                    i_2 = _S378;
                 }
                 else
                 {
                     i_2 = 0U;
                 }
-                begin_2 = _S375;
+                begin_2 = _S376;
                 end_0 = i_2;
             }
             else
@@ -1598,74 +1604,74 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S378 = shown_0(_S363);
-        uint _S379 = _S378.x;
-        uint _S380 = _S378.y;
-        if(_S379 < _S380)
+        uint2  _S379 = shown_0(_S364);
+        uint _S380 = _S379.x;
+        uint _S381 = _S379.y;
+        if(_S380 < _S381)
         {
-            _S319 = _S380 != 4294967295U;
+            _S320 = _S381 != 4294967295U;
         }
         else
         {
-            _S319 = false;
+            _S320 = false;
         }
-        if(_S319)
+        if(_S320)
         {
-            uint _S381 = (U32_max((0U), (_S380)));
-            begin_2 = (U32_min((4294967295U), (_S379)));
-            end_0 = _S381;
+            uint _S382 = (U32_max((0U), (_S381)));
+            begin_2 = (U32_min((4294967295U), (_S380)));
+            end_0 = _S382;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S382 = (U32_max((0U), (_S379)));
-        uint _S383 = (U32_min((4294967295U), (_S380)));
-        uint2  _S384 = shown_0(32U + _S363);
-        uint _S385 = _S384.x;
-        uint _S386 = _S384.y;
-        if(_S385 < _S386)
+        uint _S383 = (U32_max((0U), (_S380)));
+        uint _S384 = (U32_min((4294967295U), (_S381)));
+        uint2  _S385 = shown_0(32U + _S364);
+        uint _S386 = _S385.x;
+        uint _S387 = _S385.y;
+        if(_S386 < _S387)
         {
-            _S320 = _S386 != 4294967295U;
+            _S321 = _S387 != 4294967295U;
         }
         else
         {
-            _S320 = false;
+            _S321 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S320)
+        if(_S321)
         {
-            uint _S387 = (U32_max((end_0), (_S386)));
-            begin_3 = (U32_min((begin_2), (_S385)));
-            end_1 = _S387;
+            uint _S388 = (U32_max((end_0), (_S387)));
+            begin_3 = (U32_min((begin_2), (_S386)));
+            end_1 = _S388;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S388 = (U32_max((_S382), (_S385)));
-        uint _S389 = (U32_min((_S383), (_S386)));
+        uint _S389 = (U32_max((_S383), (_S386)));
+        uint _S390 = (U32_min((_S384), (_S387)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S390 = (__reduce_max_sync(0xffffffffu, (_S388)));
-        uint _S391 = (__reduce_min_sync(0xffffffffu, (_S389)));
+        uint _S391 = (__reduce_max_sync(0xffffffffu, (_S389)));
+        uint _S392 = (__reduce_min_sync(0xffffffffu, (_S390)));
         if(begin_4 < end_2)
         {
-            if(_S371)
+            if(_S372)
             {
-                uint _S392 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S393 = _S370;
-                uint _S394 = SequenceTable_slot_0(&_S393, sequences_2, _S392);
-                (*&slots_0)[thread_1] = _S394;
+                uint _S393 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S394 = _S371;
+                uint _S395 = SequenceTable_slot_0(&_S394, sequences_2, _S393);
+                (*&slots_0)[thread_1] = _S395;
             }
             __syncthreads();
-            Parts_0 _S395 = load_0(k_pages_0, p_0->k_pages_offset_0, _S344, _S367, 0U, _S365);
-            Parts_store_0(&_S395, 0U, _S365, _S366);
-            Parts_0 _S396 = load_0(v_pages_0, p_0->v_pages_offset_0, _S344, _S367, 0U, _S365);
-            Parts_store_0(&_S396, 544U, _S365, _S366);
+            Parts_0 _S396 = load_0(k_pages_0, p_0->k_pages_offset_0, _S345, _S368, 0U, _S366);
+            Parts_store_0(&_S396, 0U, _S366, _S367);
+            Parts_0 _S397 = load_0(v_pages_0, p_0->v_pages_offset_0, _S345, _S368, 0U, _S366);
+            Parts_store_0(&_S397, 544U, _S366, _S367);
         }
         __syncthreads();
         uint at_4 = begin_4;
@@ -1679,85 +1685,85 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S397 = 1U - now_0;
-            if(at_4 < _S390)
+            uint _S398 = 1U - now_0;
+            if(at_4 < _S391)
             {
-                _S321 = true;
+                _S322 = true;
             }
             else
             {
-                _S321 = (at_4 + 32U) > _S391;
+                _S322 = (at_4 + 32U) > _S392;
             }
-            uint _S398 = _S397 * 32U;
-            Parts_0 _S399 = load_0(k_pages_0, p_0->k_pages_offset_0, _S344, _S367, _S398, _S365);
-            Parts_0 _S400 = load_0(v_pages_0, p_0->v_pages_offset_0, _S344, _S367, _S398, _S365);
-            bool _S401 = thread_1 < 32U;
+            uint _S399 = _S398 * 32U;
+            Parts_0 _S400 = load_0(k_pages_0, p_0->k_pages_offset_0, _S345, _S368, _S399, _S366);
+            Parts_0 _S401 = load_0(v_pages_0, p_0->v_pages_offset_0, _S345, _S368, _S399, _S366);
+            bool _S402 = thread_1 < 32U;
             uint slot_2;
-            if(_S401)
+            if(_S402)
             {
-                uint _S402 = (U32_min((at_4 + 64U + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S403 = _S370;
-                uint _S404 = SequenceTable_slot_0(&_S403, sequences_2, _S402);
-                slot_2 = _S404;
+                uint _S403 = (U32_min((at_4 + 64U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S404 = _S371;
+                uint _S405 = SequenceTable_slot_0(&_S404, sequences_2, _S403);
+                slot_2 = _S405;
             }
             else
             {
                 slot_2 = 0U;
             }
-            uint _S405 = now_0 * 1088U;
-            uint _S406 = _S364 * 17U;
-            Attending_score_0(&attending_0, _S405 + _S406);
-            Attending_weigh_0(&attending_0, at_4 + _S364, _S321);
-            Attending_add_0(&attending_0, _S405 + 544U + _S406);
-            uint _S407 = _S397 * 1088U;
-            Parts_0 _S408 = _S399;
-            Parts_store_0(&_S408, _S407, _S365, _S366);
-            uint _S409 = _S407 + 544U;
-            Parts_0 _S410 = _S400;
-            Parts_store_0(&_S410, _S409, _S365, _S366);
-            if(_S401)
+            uint _S406 = now_0 * 1088U;
+            uint _S407 = _S365 * 17U;
+            Attending_score_0(&attending_0, _S406 + _S407);
+            Attending_weigh_0(&attending_0, at_4 + _S365, _S322);
+            Attending_add_0(&attending_0, _S406 + 544U + _S407);
+            uint _S408 = _S398 * 1088U;
+            Parts_0 _S409 = _S400;
+            Parts_store_0(&_S409, _S408, _S366, _S367);
+            uint _S410 = _S408 + 544U;
+            Parts_0 _S411 = _S401;
+            Parts_store_0(&_S411, _S410, _S366, _S367);
+            if(_S402)
             {
                 (*&slots_0)[now_0 * 32U + thread_1] = slot_2;
             }
             __syncthreads();
             at_4 = at_4 + 32U;
-            now_0 = _S397;
+            now_0 = _S398;
         }
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_3;
-    uint _S411 = p_0->sinks_offset_0;
+    uint _S412 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_2 = 4294967295U;
     }
     else
     {
-        i_2 = _S411 + _S341;
+        i_2 = _S412 + _S342;
     }
     (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_3 = p_0->out_offset_0 + _S336 * p_0->out_stride_0 + _S341 * _S343;
+    (&target_1)->at_3 = p_0->out_offset_0 + _S337 * p_0->out_stride_0 + _S342 * _S344;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S343;
-    (&target_1)->heads_1 = _S324;
-    (&target_1)->rows_3 = _S337 - _S336;
-    (&target_1)->last_0 = _S342 - _S341;
+    (&target_1)->head_dim_1 = _S344;
+    (&target_1)->heads_1 = _S325;
+    (&target_1)->rows_3 = _S338 - _S337;
+    (&target_1)->last_0 = _S343 - _S342;
     Attending_join_0(&attending_0);
     if(((&attending_0)->part_1) == 0U)
     {
-        Attending_0 _S412 = attending_0;
-        Target_0 _S413 = target_1;
-        Attending_write_0(&_S412, &_S413);
+        Attending_0 _S413 = attending_0;
+        Target_0 _S414 = target_1;
+        Attending_write_0(&_S413, &_S414);
     }
     return;
 }
 
 extern "C" __global__ void matrix128_prefill_attention_q8_0(StructuredBuffer<float4 > q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
 {
-    uint _S414 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S415 = p_1;
-    attend_0(blockIdx, _S414, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S415);
+    uint _S415 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S416 = p_1;
+    attend_0(blockIdx, _S415, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S416);
     return;
 }

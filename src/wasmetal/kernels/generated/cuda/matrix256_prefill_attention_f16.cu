@@ -204,21 +204,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S6 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S6;
+}
+
 __device__ uint4  eight_halves_1(float4  a_0, float4  b_0)
 {
-    uint _S6 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S7 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S8 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S9 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S6, _S7, _S8, _S9);
+    uint _S7 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S8 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S9 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S10 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S7, _S8, _S9, _S10);
 }
 
 __device__ __shared__ FixedArray<uint, 64>  row_sequences_0;
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_2)
 {
-    uint _S10 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_2]));
-    return _S10;
+    uint _S11 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_2]));
+    return _S11;
 }
 
 struct Attending_0
@@ -236,83 +242,83 @@ struct Attending_0
 
 __device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S11 = thread_0 % 32U;
-    this_1->lane_0 = _S11;
-    uint _S12 = thread_0 / 32U;
-    this_1->subgroup_0 = _S12;
-    uint _S13 = _S12 % 4U * 16U;
-    this_1->own_0 = _S13;
+    uint _S12 = thread_0 % 32U;
+    this_1->lane_0 = _S12;
+    uint _S13 = thread_0 / 32U;
+    this_1->subgroup_0 = _S13;
+    uint _S14 = _S13 % 4U * 16U;
+    this_1->own_0 = _S14;
     this_1->part_0 = 0U;
-    uint4  _S14 = (wasmetal_load_four((&(*&tiles_0)[(_S13 + _S11 % 16U) * 33U + _S11 / 16U])));
-    this_1->queries_0[0U] = _S14;
-    uint4  _S15 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 2U + this_1->lane_0 / 16U])));
-    this_1->queries_0[1U] = _S15;
-    uint4  _S16 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 4U + this_1->lane_0 / 16U])));
-    this_1->queries_0[2U] = _S16;
-    uint4  _S17 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 6U + this_1->lane_0 / 16U])));
-    this_1->queries_0[3U] = _S17;
-    uint4  _S18 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 8U + this_1->lane_0 / 16U])));
-    this_1->queries_0[4U] = _S18;
-    uint4  _S19 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 10U + this_1->lane_0 / 16U])));
-    this_1->queries_0[5U] = _S19;
-    uint4  _S20 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 12U + this_1->lane_0 / 16U])));
-    this_1->queries_0[6U] = _S20;
-    uint4  _S21 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 14U + this_1->lane_0 / 16U])));
-    this_1->queries_0[7U] = _S21;
-    uint4  _S22 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 16U + this_1->lane_0 / 16U])));
-    this_1->queries_0[8U] = _S22;
-    uint4  _S23 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 18U + this_1->lane_0 / 16U])));
-    this_1->queries_0[9U] = _S23;
-    uint4  _S24 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 20U + this_1->lane_0 / 16U])));
-    this_1->queries_0[10U] = _S24;
-    uint4  _S25 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 22U + this_1->lane_0 / 16U])));
-    this_1->queries_0[11U] = _S25;
-    uint4  _S26 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 24U + this_1->lane_0 / 16U])));
-    this_1->queries_0[12U] = _S26;
-    uint4  _S27 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 26U + this_1->lane_0 / 16U])));
-    this_1->queries_0[13U] = _S27;
-    uint4  _S28 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 28U + this_1->lane_0 / 16U])));
-    this_1->queries_0[14U] = _S28;
-    uint4  _S29 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 30U + this_1->lane_0 / 16U])));
-    this_1->queries_0[15U] = _S29;
+    uint4  _S15 = (wasmetal_load_four((&(*&tiles_0)[(_S14 + _S12 % 16U) * 33U + _S12 / 16U])));
+    this_1->queries_0[0U] = _S15;
+    uint4  _S16 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S16;
+    uint4  _S17 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S17;
+    uint4  _S18 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S18;
+    uint4  _S19 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 8U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S19;
+    uint4  _S20 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 10U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S20;
+    uint4  _S21 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 12U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S21;
+    uint4  _S22 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 14U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S22;
+    uint4  _S23 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 16U + this_1->lane_0 / 16U])));
+    this_1->queries_0[8U] = _S23;
+    uint4  _S24 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 18U + this_1->lane_0 / 16U])));
+    this_1->queries_0[9U] = _S24;
+    uint4  _S25 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 20U + this_1->lane_0 / 16U])));
+    this_1->queries_0[10U] = _S25;
+    uint4  _S26 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 22U + this_1->lane_0 / 16U])));
+    this_1->queries_0[11U] = _S26;
+    uint4  _S27 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 24U + this_1->lane_0 / 16U])));
+    this_1->queries_0[12U] = _S27;
+    uint4  _S28 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 26U + this_1->lane_0 / 16U])));
+    this_1->queries_0[13U] = _S28;
+    uint4  _S29 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 28U + this_1->lane_0 / 16U])));
+    this_1->queries_0[14U] = _S29;
+    uint4  _S30 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 30U + this_1->lane_0 / 16U])));
+    this_1->queries_0[15U] = _S30;
     this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S30 = make_int2 (int(0));
-    float2  _S31 = make_float2 ((float)_S30.x, (float)_S30.y);
-    this_1->totals_0[0U] = _S31;
-    int4  _S32 = make_int4 (int(0));
-    float4  _S33 = make_float4 ((float)_S32.x, (float)_S32.y, (float)_S32.z, (float)_S32.w);
-    this_1->sums_0[0U] = _S33;
-    this_1->sums_0[1U] = _S33;
-    this_1->sums_0[2U] = _S33;
-    this_1->sums_0[3U] = _S33;
-    this_1->sums_0[4U] = _S33;
-    this_1->sums_0[5U] = _S33;
-    this_1->sums_0[6U] = _S33;
-    this_1->sums_0[7U] = _S33;
-    this_1->sums_0[8U] = _S33;
-    this_1->sums_0[9U] = _S33;
-    this_1->sums_0[10U] = _S33;
-    this_1->sums_0[11U] = _S33;
-    this_1->sums_0[12U] = _S33;
-    this_1->sums_0[13U] = _S33;
-    this_1->sums_0[14U] = _S33;
-    this_1->sums_0[15U] = _S33;
-    this_1->sums_0[16U] = _S33;
-    this_1->sums_0[17U] = _S33;
-    this_1->sums_0[18U] = _S33;
-    this_1->sums_0[19U] = _S33;
-    this_1->sums_0[20U] = _S33;
-    this_1->sums_0[21U] = _S33;
-    this_1->sums_0[22U] = _S33;
-    this_1->sums_0[23U] = _S33;
-    this_1->sums_0[24U] = _S33;
-    this_1->sums_0[25U] = _S33;
-    this_1->sums_0[26U] = _S33;
-    this_1->sums_0[27U] = _S33;
-    this_1->sums_0[28U] = _S33;
-    this_1->sums_0[29U] = _S33;
-    this_1->sums_0[30U] = _S33;
-    this_1->sums_0[31U] = _S33;
+    int2  _S31 = make_int2 (int(0));
+    float2  _S32 = make_float2 ((float)_S31.x, (float)_S31.y);
+    this_1->totals_0[0U] = _S32;
+    int4  _S33 = make_int4 (int(0));
+    float4  _S34 = make_float4 ((float)_S33.x, (float)_S33.y, (float)_S33.z, (float)_S33.w);
+    this_1->sums_0[0U] = _S34;
+    this_1->sums_0[1U] = _S34;
+    this_1->sums_0[2U] = _S34;
+    this_1->sums_0[3U] = _S34;
+    this_1->sums_0[4U] = _S34;
+    this_1->sums_0[5U] = _S34;
+    this_1->sums_0[6U] = _S34;
+    this_1->sums_0[7U] = _S34;
+    this_1->sums_0[8U] = _S34;
+    this_1->sums_0[9U] = _S34;
+    this_1->sums_0[10U] = _S34;
+    this_1->sums_0[11U] = _S34;
+    this_1->sums_0[12U] = _S34;
+    this_1->sums_0[13U] = _S34;
+    this_1->sums_0[14U] = _S34;
+    this_1->sums_0[15U] = _S34;
+    this_1->sums_0[16U] = _S34;
+    this_1->sums_0[17U] = _S34;
+    this_1->sums_0[18U] = _S34;
+    this_1->sums_0[19U] = _S34;
+    this_1->sums_0[20U] = _S34;
+    this_1->sums_0[21U] = _S34;
+    this_1->sums_0[22U] = _S34;
+    this_1->sums_0[23U] = _S34;
+    this_1->sums_0[24U] = _S34;
+    this_1->sums_0[25U] = _S34;
+    this_1->sums_0[26U] = _S34;
+    this_1->sums_0[27U] = _S34;
+    this_1->sums_0[28U] = _S34;
+    this_1->sums_0[29U] = _S34;
+    this_1->sums_0[30U] = _S34;
+    this_1->sums_0[31U] = _S34;
     return;
 }
 
@@ -326,64 +332,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S34;
-    (&_S34)->begin_0 = begin_1;
-    (&_S34)->page_size_1 = page_size_2;
-    (&_S34)->pages_1 = pages_2;
-    (&_S34)->length_0 = length_1;
-    return _S34;
+    SequenceTable_0 _S35;
+    (&_S35)->begin_0 = begin_1;
+    (&_S35)->page_size_1 = page_size_2;
+    (&_S35)->pages_1 = pages_2;
+    (&_S35)->length_0 = length_1;
+    return _S35;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_5, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S35 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S36 = _S35 + 1U;
-    uint _S37 = __ldg((&(sequences_0)[_S35]));
-    return SequenceTable_x24init_0(_S36, page_size_3, pages_3, (U32_min((_S37), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S36 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S37 = _S36 + 1U;
+    uint _S38 = __ldg((&(sequences_0)[_S36]));
+    return SequenceTable_x24init_0(_S37, page_size_3, pages_3, (U32_min((_S38), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_3)
 {
-    uint _S38 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
-    return _S38;
+    uint _S39 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
+    return _S39;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S39;
+    bool _S40;
     if(window_1 != 0U)
     {
-        _S39 = position_0 >= window_1;
+        _S40 = position_0 >= window_1;
     }
     else
     {
-        _S39 = false;
+        _S40 = false;
     }
-    uint _S40;
-    if(_S39)
+    uint _S41;
+    if(_S40)
     {
-        _S40 = position_0 - window_1 + 1U;
+        _S41 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S40 = 0U;
+        _S41 = 0U;
     }
-    return _S40;
+    return _S41;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S41 = this_2->length_0;
-    uint _S42;
+    uint _S42 = this_2->length_0;
+    uint _S43;
     if(position_1 < (this_2->length_0))
     {
-        _S42 = position_1 + 1U;
+        _S43 = position_1 + 1U;
     }
     else
     {
-        _S42 = _S41;
+        _S43 = _S42;
     }
-    return _S42;
+    return _S43;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -401,782 +407,782 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S43 = this_3->begin_0;
-    uint _S44 = this_3->page_size_1;
-    uint _S45 = position_2 / this_3->page_size_1;
-    uint _S46 = __ldg((&(sequences_1)[_S43 + _S45]));
-    uint _S47 = (U32_min((_S46), (this_3->pages_1 - 1U))) * _S44;
-    uint _S48 = position_2 % _S44;
-    return _S47 + _S48;
+    uint _S44 = this_3->begin_0;
+    uint _S45 = this_3->page_size_1;
+    uint _S46 = position_2 / this_3->page_size_1;
+    uint _S47 = __ldg((&(sequences_1)[_S44 + _S46]));
+    uint _S48 = (U32_min((_S47), (this_3->pages_1 - 1U))) * _S45;
+    uint _S49 = position_2 % _S45;
+    return _S48 + _S49;
 }
 
 __device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S49 = make_int4 (int(0));
-    float4  _S50 = make_float4 ((float)_S49.x, (float)_S49.y, (float)_S49.z, (float)_S49.w);
-    this_4->scores_0[0U] = _S50;
-    this_4->scores_0[1U] = _S50;
-    this_4->scores_0[2U] = _S50;
-    this_4->scores_0[3U] = _S50;
-    uint4  _S51 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
-    float4  _S52 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S51.x, _S51.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S52;
-    float4  _S53 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S51.z, _S51.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S53;
-    uint4  _S54 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
-    float4  _S55 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S54.x, _S54.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S55;
-    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S54.z, _S54.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S56;
-    uint4  _S57 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
-    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S57.x, _S57.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S58;
-    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S57.z, _S57.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S59;
-    uint4  _S60 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
-    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S60.x, _S60.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S61;
-    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S60.z, _S60.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S62;
-    uint4  _S63 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
-    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S63.x, _S63.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S64;
-    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S63.z, _S63.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S65;
-    uint4  _S66 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
-    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S66.x, _S66.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S67;
-    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S66.z, _S66.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S68;
-    uint4  _S69 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
-    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S69.x, _S69.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S70;
-    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S69.z, _S69.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S71;
-    uint4  _S72 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
-    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S72.x, _S72.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S73;
-    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S72.z, _S72.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S74;
-    uint4  _S75 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
-    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S75.x, _S75.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S76;
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S75.z, _S75.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S77;
-    uint4  _S78 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
-    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S78.x, _S78.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S79;
-    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S78.z, _S78.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S80;
-    uint4  _S81 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
-    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S81.x, _S81.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S82;
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S81.z, _S81.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S83;
-    uint4  _S84 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
-    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S84.x, _S84.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S85;
-    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S84.z, _S84.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S86;
-    uint4  _S87 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
-    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S87.x, _S87.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S88;
-    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S87.z, _S87.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S89;
-    uint4  _S90 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
-    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S90.x, _S90.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S91;
-    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S90.z, _S90.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S92;
-    uint4  _S93 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
-    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S93.x, _S93.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S94;
-    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S93.z, _S93.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S95;
-    uint4  _S96 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
-    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S96.x, _S96.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S97;
-    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S96.z, _S96.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S98;
-    uint4  _S99 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
-    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S99.x, _S99.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S100;
-    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S99.z, _S99.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S101;
-    uint4  _S102 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
-    float4  _S103 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S102.x, _S102.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S103;
-    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S102.z, _S102.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S104;
-    uint4  _S105 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
-    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S105.x, _S105.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S106;
-    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S105.z, _S105.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S107;
-    uint4  _S108 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
-    float4  _S109 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S108.x, _S108.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S109;
-    float4  _S110 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S108.z, _S108.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S110;
-    uint4  _S111 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
-    float4  _S112 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S111.x, _S111.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S112;
-    float4  _S113 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S111.z, _S111.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S113;
-    uint4  _S114 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
-    float4  _S115 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S114.x, _S114.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S115;
-    float4  _S116 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S114.z, _S114.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S116;
-    uint4  _S117 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
-    float4  _S118 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S117.x, _S117.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S118;
-    float4  _S119 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S117.z, _S117.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S119;
-    uint4  _S120 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
-    float4  _S121 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S120.x, _S120.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S121;
-    float4  _S122 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S120.z, _S120.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S122;
-    uint4  _S123 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
-    float4  _S124 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S123.x, _S123.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S124;
-    float4  _S125 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S123.z, _S123.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S125;
-    uint4  _S126 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
-    float4  _S127 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S126.x, _S126.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S127;
-    float4  _S128 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S126.z, _S126.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S128;
-    uint4  _S129 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
-    float4  _S130 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S129.x, _S129.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S130;
-    float4  _S131 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S129.z, _S129.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S131;
-    uint4  _S132 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
-    float4  _S133 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S132.x, _S132.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S133;
-    float4  _S134 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S132.z, _S132.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S134;
-    uint4  _S135 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
-    float4  _S136 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S135.x, _S135.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S136;
-    float4  _S137 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S135.z, _S135.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S137;
-    uint4  _S138 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
-    float4  _S139 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S138.x, _S138.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S139;
-    float4  _S140 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S138.z, _S138.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S140;
-    uint4  _S141 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
-    float4  _S142 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S141.x, _S141.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S142;
-    float4  _S143 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S141.z, _S141.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S143;
-    uint4  _S144 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
-    float4  _S145 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S144.x, _S144.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S145;
-    float4  _S146 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S144.z, _S144.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S146;
+    int4  _S50 = make_int4 (int(0));
+    float4  _S51 = make_float4 ((float)_S50.x, (float)_S50.y, (float)_S50.z, (float)_S50.w);
+    this_4->scores_0[0U] = _S51;
+    this_4->scores_0[1U] = _S51;
+    this_4->scores_0[2U] = _S51;
+    this_4->scores_0[3U] = _S51;
+    uint4  _S52 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
+    float4  _S53 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S52.x, _S52.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S53;
+    float4  _S54 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S52.z, _S52.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S54;
+    uint4  _S55 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
+    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S55.x, _S55.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S56;
+    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S55.z, _S55.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S57;
+    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S59 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S58.x, _S58.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S59;
+    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S58.z, _S58.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S60;
+    uint4  _S61 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S61.x, _S61.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S62;
+    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S61.z, _S61.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S63;
+    uint4  _S64 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S64.x, _S64.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S65;
+    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S64.z, _S64.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S66;
+    uint4  _S67 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S67.x, _S67.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S68;
+    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S67.z, _S67.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S69;
+    uint4  _S70 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S70.x, _S70.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S71;
+    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S70.z, _S70.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S72;
+    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S73.x, _S73.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S74;
+    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S73.z, _S73.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S75;
+    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S76.x, _S76.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S77;
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S76.z, _S76.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S78;
+    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S79.x, _S79.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S80;
+    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S79.z, _S79.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S81;
+    uint4  _S82 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S82.x, _S82.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S83;
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S82.z, _S82.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S84;
+    uint4  _S85 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S85.x, _S85.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S86;
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S85.z, _S85.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S87;
+    uint4  _S88 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S88.x, _S88.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S89;
+    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S88.z, _S88.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S90;
+    uint4  _S91 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S91.x, _S91.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S92;
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S91.z, _S91.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S93;
+    uint4  _S94 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S94.x, _S94.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S95;
+    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S94.z, _S94.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S96;
+    uint4  _S97 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S97.x, _S97.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S98;
+    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S97.z, _S97.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S99;
+    uint4  _S100 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
+    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S100.x, _S100.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S101;
+    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S100.z, _S100.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S102;
+    uint4  _S103 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
+    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S103.x, _S103.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S104;
+    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S103.z, _S103.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S105;
+    uint4  _S106 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
+    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S106.x, _S106.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S107;
+    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S106.z, _S106.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S108;
+    uint4  _S109 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
+    float4  _S110 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S109.x, _S109.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S110;
+    float4  _S111 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S109.z, _S109.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S111;
+    uint4  _S112 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
+    float4  _S113 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S112.x, _S112.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S113;
+    float4  _S114 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S112.z, _S112.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S114;
+    uint4  _S115 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
+    float4  _S116 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S115.x, _S115.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S116;
+    float4  _S117 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S115.z, _S115.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S117;
+    uint4  _S118 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
+    float4  _S119 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S118.x, _S118.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S119;
+    float4  _S120 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S118.z, _S118.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S120;
+    uint4  _S121 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
+    float4  _S122 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S121.x, _S121.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S122;
+    float4  _S123 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S121.z, _S121.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S123;
+    uint4  _S124 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
+    float4  _S125 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S124.x, _S124.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S125;
+    float4  _S126 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S124.z, _S124.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S126;
+    uint4  _S127 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
+    float4  _S128 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S127.x, _S127.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S128;
+    float4  _S129 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S127.z, _S127.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S129;
+    uint4  _S130 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
+    float4  _S131 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S130.x, _S130.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S131;
+    float4  _S132 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S130.z, _S130.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S132;
+    uint4  _S133 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
+    float4  _S134 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S133.x, _S133.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S134;
+    float4  _S135 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S133.z, _S133.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S135;
+    uint4  _S136 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
+    float4  _S137 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S136.x, _S136.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S137;
+    float4  _S138 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S136.z, _S136.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S138;
+    uint4  _S139 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
+    float4  _S140 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S139.x, _S139.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S140;
+    float4  _S141 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S139.z, _S139.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S141;
+    uint4  _S142 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
+    float4  _S143 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S142.x, _S142.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S143;
+    float4  _S144 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S142.z, _S142.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S144;
+    uint4  _S145 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
+    float4  _S146 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S145.x, _S145.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S146;
+    float4  _S147 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S145.z, _S145.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S147;
     return;
 }
 
 __device__ void Attending_weigh_0(Attending_0 * this_5, uint at_1, bool partly_0)
 {
-    bool _S147;
+    bool _S148;
     if(partly_0)
     {
-        uint2  _S148 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
-        uint _S149 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S150 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
-        if(_S149 < _S150)
+        uint2  _S149 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S150 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S151 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
+        if(_S150 < _S151)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S149 >= (_S148.y);
+            _S148 = _S150 >= (_S149.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S151 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S151 < _S150)
+        uint _S152 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S152 < _S151)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S151 >= (_S148.y);
+            _S148 = _S152 >= (_S149.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S152 = at_1 + 8U;
-        uint _S153 = _S152 + this_5->lane_0 % 4U * 2U;
-        if(_S153 < _S150)
+        uint _S153 = at_1 + 8U;
+        uint _S154 = _S153 + this_5->lane_0 % 4U * 2U;
+        if(_S154 < _S151)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S153 >= (_S148.y);
+            _S148 = _S154 >= (_S149.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S154 = _S152 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S154 < _S150)
+        uint _S155 = _S153 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S155 < _S151)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S154 >= (_S148.y);
+            _S148 = _S155 >= (_S149.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S155 = at_1 + 16U;
-        uint _S156 = _S155 + this_5->lane_0 % 4U * 2U;
-        if(_S156 < _S150)
+        uint _S156 = at_1 + 16U;
+        uint _S157 = _S156 + this_5->lane_0 % 4U * 2U;
+        if(_S157 < _S151)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S156 >= (_S148.y);
+            _S148 = _S157 >= (_S149.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S157 = _S155 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S157 < _S150)
+        uint _S158 = _S156 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S158 < _S151)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S157 >= (_S148.y);
+            _S148 = _S158 >= (_S149.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S158 = at_1 + 24U;
-        uint _S159 = _S158 + this_5->lane_0 % 4U * 2U;
-        if(_S159 < _S150)
+        uint _S159 = at_1 + 24U;
+        uint _S160 = _S159 + this_5->lane_0 % 4U * 2U;
+        if(_S160 < _S151)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S159 >= (_S148.y);
+            _S148 = _S160 >= (_S149.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S160 = _S158 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S160 < _S150)
+        uint _S161 = _S159 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S161 < _S151)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S160 >= (_S148.y);
+            _S148 = _S161 >= (_S149.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S161 = *&((&this_5->peaks_0[0U])->x);
-    float _S162 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S161), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S163 = (__shfl_xor_sync(0xffffffffu, (_S162), (1U)));
-    float _S164 = (F32_max((_S162), (_S163)));
-    float _S165 = (__shfl_xor_sync(0xffffffffu, (_S164), (2U)));
-    float _S166 = (F32_max((_S164), (_S165)));
-    float _S167 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S166)));
-    *&((&this_5->peaks_0[0U])->x) = _S166;
-    float _S168 = _S167 * *&((&this_5->totals_0[0U])->x);
-    float _S169 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S166)));
-    *&((&this_5->scores_0[0U])->x) = _S169;
-    float total_0 = _S168 + _S169;
-    float _S170 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S166)));
-    *&((&this_5->scores_0[0U])->y) = _S170;
-    float total_1 = total_0 + _S170;
-    float _S171 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S166)));
-    *&((&this_5->scores_0[1U])->x) = _S171;
-    float total_2 = total_1 + _S171;
-    float _S172 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S166)));
-    *&((&this_5->scores_0[1U])->y) = _S172;
-    float total_3 = total_2 + _S172;
-    float _S173 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S166)));
-    *&((&this_5->scores_0[2U])->x) = _S173;
-    float total_4 = total_3 + _S173;
-    float _S174 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S166)));
-    *&((&this_5->scores_0[2U])->y) = _S174;
-    float total_5 = total_4 + _S174;
-    float _S175 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S166)));
-    *&((&this_5->scores_0[3U])->x) = _S175;
-    float total_6 = total_5 + _S175;
-    float _S176 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S166)));
-    *&((&this_5->scores_0[3U])->y) = _S176;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S176;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S167;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S167;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S167;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S167;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S167;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S167;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S167;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S167;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S167;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S167;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S167;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S167;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S167;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S167;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S167;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S167;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S167;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S167;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S167;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S167;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S167;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S167;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S167;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S167;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S167;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S167;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S167;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S167;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S167;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S167;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S167;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S167;
-    *&((&this_5->sums_0[16U])->x) = *&((&this_5->sums_0[16U])->x) * _S167;
-    *&((&this_5->sums_0[16U])->y) = *&((&this_5->sums_0[16U])->y) * _S167;
-    *&((&this_5->sums_0[17U])->x) = *&((&this_5->sums_0[17U])->x) * _S167;
-    *&((&this_5->sums_0[17U])->y) = *&((&this_5->sums_0[17U])->y) * _S167;
-    *&((&this_5->sums_0[18U])->x) = *&((&this_5->sums_0[18U])->x) * _S167;
-    *&((&this_5->sums_0[18U])->y) = *&((&this_5->sums_0[18U])->y) * _S167;
-    *&((&this_5->sums_0[19U])->x) = *&((&this_5->sums_0[19U])->x) * _S167;
-    *&((&this_5->sums_0[19U])->y) = *&((&this_5->sums_0[19U])->y) * _S167;
-    *&((&this_5->sums_0[20U])->x) = *&((&this_5->sums_0[20U])->x) * _S167;
-    *&((&this_5->sums_0[20U])->y) = *&((&this_5->sums_0[20U])->y) * _S167;
-    *&((&this_5->sums_0[21U])->x) = *&((&this_5->sums_0[21U])->x) * _S167;
-    *&((&this_5->sums_0[21U])->y) = *&((&this_5->sums_0[21U])->y) * _S167;
-    *&((&this_5->sums_0[22U])->x) = *&((&this_5->sums_0[22U])->x) * _S167;
-    *&((&this_5->sums_0[22U])->y) = *&((&this_5->sums_0[22U])->y) * _S167;
-    *&((&this_5->sums_0[23U])->x) = *&((&this_5->sums_0[23U])->x) * _S167;
-    *&((&this_5->sums_0[23U])->y) = *&((&this_5->sums_0[23U])->y) * _S167;
-    *&((&this_5->sums_0[24U])->x) = *&((&this_5->sums_0[24U])->x) * _S167;
-    *&((&this_5->sums_0[24U])->y) = *&((&this_5->sums_0[24U])->y) * _S167;
-    *&((&this_5->sums_0[25U])->x) = *&((&this_5->sums_0[25U])->x) * _S167;
-    *&((&this_5->sums_0[25U])->y) = *&((&this_5->sums_0[25U])->y) * _S167;
-    *&((&this_5->sums_0[26U])->x) = *&((&this_5->sums_0[26U])->x) * _S167;
-    *&((&this_5->sums_0[26U])->y) = *&((&this_5->sums_0[26U])->y) * _S167;
-    *&((&this_5->sums_0[27U])->x) = *&((&this_5->sums_0[27U])->x) * _S167;
-    *&((&this_5->sums_0[27U])->y) = *&((&this_5->sums_0[27U])->y) * _S167;
-    *&((&this_5->sums_0[28U])->x) = *&((&this_5->sums_0[28U])->x) * _S167;
-    *&((&this_5->sums_0[28U])->y) = *&((&this_5->sums_0[28U])->y) * _S167;
-    *&((&this_5->sums_0[29U])->x) = *&((&this_5->sums_0[29U])->x) * _S167;
-    *&((&this_5->sums_0[29U])->y) = *&((&this_5->sums_0[29U])->y) * _S167;
-    *&((&this_5->sums_0[30U])->x) = *&((&this_5->sums_0[30U])->x) * _S167;
-    *&((&this_5->sums_0[30U])->y) = *&((&this_5->sums_0[30U])->y) * _S167;
-    *&((&this_5->sums_0[31U])->x) = *&((&this_5->sums_0[31U])->x) * _S167;
-    *&((&this_5->sums_0[31U])->y) = *&((&this_5->sums_0[31U])->y) * _S167;
+    float _S162 = *&((&this_5->peaks_0[0U])->x);
+    float _S163 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S162), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S164 = (__shfl_xor_sync(0xffffffffu, (_S163), (1U)));
+    float _S165 = (F32_max((_S163), (_S164)));
+    float _S166 = (__shfl_xor_sync(0xffffffffu, (_S165), (2U)));
+    float _S167 = (F32_max((_S165), (_S166)));
+    float _S168 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S167)));
+    *&((&this_5->peaks_0[0U])->x) = _S167;
+    float _S169 = _S168 * *&((&this_5->totals_0[0U])->x);
+    float _S170 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S167)));
+    *&((&this_5->scores_0[0U])->x) = _S170;
+    float total_0 = _S169 + _S170;
+    float _S171 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S167)));
+    *&((&this_5->scores_0[0U])->y) = _S171;
+    float total_1 = total_0 + _S171;
+    float _S172 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S167)));
+    *&((&this_5->scores_0[1U])->x) = _S172;
+    float total_2 = total_1 + _S172;
+    float _S173 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S167)));
+    *&((&this_5->scores_0[1U])->y) = _S173;
+    float total_3 = total_2 + _S173;
+    float _S174 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S167)));
+    *&((&this_5->scores_0[2U])->x) = _S174;
+    float total_4 = total_3 + _S174;
+    float _S175 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S167)));
+    *&((&this_5->scores_0[2U])->y) = _S175;
+    float total_5 = total_4 + _S175;
+    float _S176 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S167)));
+    *&((&this_5->scores_0[3U])->x) = _S176;
+    float total_6 = total_5 + _S176;
+    float _S177 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S167)));
+    *&((&this_5->scores_0[3U])->y) = _S177;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S177;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S168;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S168;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S168;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S168;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S168;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S168;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S168;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S168;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S168;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S168;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S168;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S168;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S168;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S168;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S168;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S168;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S168;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S168;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S168;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S168;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S168;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S168;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S168;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S168;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S168;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S168;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S168;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S168;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S168;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S168;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S168;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S168;
+    *&((&this_5->sums_0[16U])->x) = *&((&this_5->sums_0[16U])->x) * _S168;
+    *&((&this_5->sums_0[16U])->y) = *&((&this_5->sums_0[16U])->y) * _S168;
+    *&((&this_5->sums_0[17U])->x) = *&((&this_5->sums_0[17U])->x) * _S168;
+    *&((&this_5->sums_0[17U])->y) = *&((&this_5->sums_0[17U])->y) * _S168;
+    *&((&this_5->sums_0[18U])->x) = *&((&this_5->sums_0[18U])->x) * _S168;
+    *&((&this_5->sums_0[18U])->y) = *&((&this_5->sums_0[18U])->y) * _S168;
+    *&((&this_5->sums_0[19U])->x) = *&((&this_5->sums_0[19U])->x) * _S168;
+    *&((&this_5->sums_0[19U])->y) = *&((&this_5->sums_0[19U])->y) * _S168;
+    *&((&this_5->sums_0[20U])->x) = *&((&this_5->sums_0[20U])->x) * _S168;
+    *&((&this_5->sums_0[20U])->y) = *&((&this_5->sums_0[20U])->y) * _S168;
+    *&((&this_5->sums_0[21U])->x) = *&((&this_5->sums_0[21U])->x) * _S168;
+    *&((&this_5->sums_0[21U])->y) = *&((&this_5->sums_0[21U])->y) * _S168;
+    *&((&this_5->sums_0[22U])->x) = *&((&this_5->sums_0[22U])->x) * _S168;
+    *&((&this_5->sums_0[22U])->y) = *&((&this_5->sums_0[22U])->y) * _S168;
+    *&((&this_5->sums_0[23U])->x) = *&((&this_5->sums_0[23U])->x) * _S168;
+    *&((&this_5->sums_0[23U])->y) = *&((&this_5->sums_0[23U])->y) * _S168;
+    *&((&this_5->sums_0[24U])->x) = *&((&this_5->sums_0[24U])->x) * _S168;
+    *&((&this_5->sums_0[24U])->y) = *&((&this_5->sums_0[24U])->y) * _S168;
+    *&((&this_5->sums_0[25U])->x) = *&((&this_5->sums_0[25U])->x) * _S168;
+    *&((&this_5->sums_0[25U])->y) = *&((&this_5->sums_0[25U])->y) * _S168;
+    *&((&this_5->sums_0[26U])->x) = *&((&this_5->sums_0[26U])->x) * _S168;
+    *&((&this_5->sums_0[26U])->y) = *&((&this_5->sums_0[26U])->y) * _S168;
+    *&((&this_5->sums_0[27U])->x) = *&((&this_5->sums_0[27U])->x) * _S168;
+    *&((&this_5->sums_0[27U])->y) = *&((&this_5->sums_0[27U])->y) * _S168;
+    *&((&this_5->sums_0[28U])->x) = *&((&this_5->sums_0[28U])->x) * _S168;
+    *&((&this_5->sums_0[28U])->y) = *&((&this_5->sums_0[28U])->y) * _S168;
+    *&((&this_5->sums_0[29U])->x) = *&((&this_5->sums_0[29U])->x) * _S168;
+    *&((&this_5->sums_0[29U])->y) = *&((&this_5->sums_0[29U])->y) * _S168;
+    *&((&this_5->sums_0[30U])->x) = *&((&this_5->sums_0[30U])->x) * _S168;
+    *&((&this_5->sums_0[30U])->y) = *&((&this_5->sums_0[30U])->y) * _S168;
+    *&((&this_5->sums_0[31U])->x) = *&((&this_5->sums_0[31U])->x) * _S168;
+    *&((&this_5->sums_0[31U])->y) = *&((&this_5->sums_0[31U])->y) * _S168;
     if(partly_0)
     {
-        uint2  _S177 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
-        uint _S178 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S179 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
-        if(_S178 < _S179)
+        uint2  _S178 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S179 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S180 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S179 < _S180)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S178 >= (_S177.y);
+            _S148 = _S179 >= (_S178.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S180 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S180 < _S179)
+        uint _S181 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S181 < _S180)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S180 >= (_S177.y);
+            _S148 = _S181 >= (_S178.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S181 = at_1 + 8U;
-        uint _S182 = _S181 + this_5->lane_0 % 4U * 2U;
-        if(_S182 < _S179)
+        uint _S182 = at_1 + 8U;
+        uint _S183 = _S182 + this_5->lane_0 % 4U * 2U;
+        if(_S183 < _S180)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S182 >= (_S177.y);
+            _S148 = _S183 >= (_S178.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S183 = _S181 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S183 < _S179)
+        uint _S184 = _S182 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S184 < _S180)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S183 >= (_S177.y);
+            _S148 = _S184 >= (_S178.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S184 = at_1 + 16U;
-        uint _S185 = _S184 + this_5->lane_0 % 4U * 2U;
-        if(_S185 < _S179)
+        uint _S185 = at_1 + 16U;
+        uint _S186 = _S185 + this_5->lane_0 % 4U * 2U;
+        if(_S186 < _S180)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S185 >= (_S177.y);
+            _S148 = _S186 >= (_S178.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S186 = _S184 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S186 < _S179)
+        uint _S187 = _S185 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S187 < _S180)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S186 >= (_S177.y);
+            _S148 = _S187 >= (_S178.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S187 = at_1 + 24U;
-        uint _S188 = _S187 + this_5->lane_0 % 4U * 2U;
-        if(_S188 < _S179)
+        uint _S188 = at_1 + 24U;
+        uint _S189 = _S188 + this_5->lane_0 % 4U * 2U;
+        if(_S189 < _S180)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S188 >= (_S177.y);
+            _S148 = _S189 >= (_S178.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S189 = _S187 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S189 < _S179)
+        uint _S190 = _S188 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S190 < _S180)
         {
-            _S147 = true;
+            _S148 = true;
         }
         else
         {
-            _S147 = _S189 >= (_S177.y);
+            _S148 = _S190 >= (_S178.y);
         }
-        if(_S147)
+        if(_S148)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S190 = *&((&this_5->peaks_0[0U])->y);
-    float _S191 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S190), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S192 = (__shfl_xor_sync(0xffffffffu, (_S191), (1U)));
-    float _S193 = (F32_max((_S191), (_S192)));
-    float _S194 = (__shfl_xor_sync(0xffffffffu, (_S193), (2U)));
-    float _S195 = (F32_max((_S193), (_S194)));
-    float _S196 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S195)));
-    *&((&this_5->peaks_0[0U])->y) = _S195;
-    float _S197 = _S196 * *&((&this_5->totals_0[0U])->y);
-    float _S198 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S195)));
-    *&((&this_5->scores_0[0U])->z) = _S198;
-    float total_7 = _S197 + _S198;
-    float _S199 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S195)));
-    *&((&this_5->scores_0[0U])->w) = _S199;
-    float total_8 = total_7 + _S199;
-    float _S200 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S195)));
-    *&((&this_5->scores_0[1U])->z) = _S200;
-    float total_9 = total_8 + _S200;
-    float _S201 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S195)));
-    *&((&this_5->scores_0[1U])->w) = _S201;
-    float total_10 = total_9 + _S201;
-    float _S202 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S195)));
-    *&((&this_5->scores_0[2U])->z) = _S202;
-    float total_11 = total_10 + _S202;
-    float _S203 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S195)));
-    *&((&this_5->scores_0[2U])->w) = _S203;
-    float total_12 = total_11 + _S203;
-    float _S204 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S195)));
-    *&((&this_5->scores_0[3U])->z) = _S204;
-    float total_13 = total_12 + _S204;
-    float _S205 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S195)));
-    *&((&this_5->scores_0[3U])->w) = _S205;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S205;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S196;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S196;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S196;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S196;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S196;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S196;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S196;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S196;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S196;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S196;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S196;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S196;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S196;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S196;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S196;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S196;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S196;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S196;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S196;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S196;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S196;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S196;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S196;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S196;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S196;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S196;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S196;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S196;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S196;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S196;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S196;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S196;
-    *&((&this_5->sums_0[16U])->z) = *&((&this_5->sums_0[16U])->z) * _S196;
-    *&((&this_5->sums_0[16U])->w) = *&((&this_5->sums_0[16U])->w) * _S196;
-    *&((&this_5->sums_0[17U])->z) = *&((&this_5->sums_0[17U])->z) * _S196;
-    *&((&this_5->sums_0[17U])->w) = *&((&this_5->sums_0[17U])->w) * _S196;
-    *&((&this_5->sums_0[18U])->z) = *&((&this_5->sums_0[18U])->z) * _S196;
-    *&((&this_5->sums_0[18U])->w) = *&((&this_5->sums_0[18U])->w) * _S196;
-    *&((&this_5->sums_0[19U])->z) = *&((&this_5->sums_0[19U])->z) * _S196;
-    *&((&this_5->sums_0[19U])->w) = *&((&this_5->sums_0[19U])->w) * _S196;
-    *&((&this_5->sums_0[20U])->z) = *&((&this_5->sums_0[20U])->z) * _S196;
-    *&((&this_5->sums_0[20U])->w) = *&((&this_5->sums_0[20U])->w) * _S196;
-    *&((&this_5->sums_0[21U])->z) = *&((&this_5->sums_0[21U])->z) * _S196;
-    *&((&this_5->sums_0[21U])->w) = *&((&this_5->sums_0[21U])->w) * _S196;
-    *&((&this_5->sums_0[22U])->z) = *&((&this_5->sums_0[22U])->z) * _S196;
-    *&((&this_5->sums_0[22U])->w) = *&((&this_5->sums_0[22U])->w) * _S196;
-    *&((&this_5->sums_0[23U])->z) = *&((&this_5->sums_0[23U])->z) * _S196;
-    *&((&this_5->sums_0[23U])->w) = *&((&this_5->sums_0[23U])->w) * _S196;
-    *&((&this_5->sums_0[24U])->z) = *&((&this_5->sums_0[24U])->z) * _S196;
-    *&((&this_5->sums_0[24U])->w) = *&((&this_5->sums_0[24U])->w) * _S196;
-    *&((&this_5->sums_0[25U])->z) = *&((&this_5->sums_0[25U])->z) * _S196;
-    *&((&this_5->sums_0[25U])->w) = *&((&this_5->sums_0[25U])->w) * _S196;
-    *&((&this_5->sums_0[26U])->z) = *&((&this_5->sums_0[26U])->z) * _S196;
-    *&((&this_5->sums_0[26U])->w) = *&((&this_5->sums_0[26U])->w) * _S196;
-    *&((&this_5->sums_0[27U])->z) = *&((&this_5->sums_0[27U])->z) * _S196;
-    *&((&this_5->sums_0[27U])->w) = *&((&this_5->sums_0[27U])->w) * _S196;
-    *&((&this_5->sums_0[28U])->z) = *&((&this_5->sums_0[28U])->z) * _S196;
-    *&((&this_5->sums_0[28U])->w) = *&((&this_5->sums_0[28U])->w) * _S196;
-    *&((&this_5->sums_0[29U])->z) = *&((&this_5->sums_0[29U])->z) * _S196;
-    *&((&this_5->sums_0[29U])->w) = *&((&this_5->sums_0[29U])->w) * _S196;
-    *&((&this_5->sums_0[30U])->z) = *&((&this_5->sums_0[30U])->z) * _S196;
-    *&((&this_5->sums_0[30U])->w) = *&((&this_5->sums_0[30U])->w) * _S196;
-    *&((&this_5->sums_0[31U])->z) = *&((&this_5->sums_0[31U])->z) * _S196;
-    *&((&this_5->sums_0[31U])->w) = *&((&this_5->sums_0[31U])->w) * _S196;
+    float _S191 = *&((&this_5->peaks_0[0U])->y);
+    float _S192 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S191), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S193 = (__shfl_xor_sync(0xffffffffu, (_S192), (1U)));
+    float _S194 = (F32_max((_S192), (_S193)));
+    float _S195 = (__shfl_xor_sync(0xffffffffu, (_S194), (2U)));
+    float _S196 = (F32_max((_S194), (_S195)));
+    float _S197 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S196)));
+    *&((&this_5->peaks_0[0U])->y) = _S196;
+    float _S198 = _S197 * *&((&this_5->totals_0[0U])->y);
+    float _S199 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S196)));
+    *&((&this_5->scores_0[0U])->z) = _S199;
+    float total_7 = _S198 + _S199;
+    float _S200 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S196)));
+    *&((&this_5->scores_0[0U])->w) = _S200;
+    float total_8 = total_7 + _S200;
+    float _S201 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S196)));
+    *&((&this_5->scores_0[1U])->z) = _S201;
+    float total_9 = total_8 + _S201;
+    float _S202 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S196)));
+    *&((&this_5->scores_0[1U])->w) = _S202;
+    float total_10 = total_9 + _S202;
+    float _S203 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S196)));
+    *&((&this_5->scores_0[2U])->z) = _S203;
+    float total_11 = total_10 + _S203;
+    float _S204 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S196)));
+    *&((&this_5->scores_0[2U])->w) = _S204;
+    float total_12 = total_11 + _S204;
+    float _S205 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S196)));
+    *&((&this_5->scores_0[3U])->z) = _S205;
+    float total_13 = total_12 + _S205;
+    float _S206 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S196)));
+    *&((&this_5->scores_0[3U])->w) = _S206;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S206;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S197;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S197;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S197;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S197;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S197;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S197;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S197;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S197;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S197;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S197;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S197;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S197;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S197;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S197;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S197;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S197;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S197;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S197;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S197;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S197;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S197;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S197;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S197;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S197;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S197;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S197;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S197;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S197;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S197;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S197;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S197;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S197;
+    *&((&this_5->sums_0[16U])->z) = *&((&this_5->sums_0[16U])->z) * _S197;
+    *&((&this_5->sums_0[16U])->w) = *&((&this_5->sums_0[16U])->w) * _S197;
+    *&((&this_5->sums_0[17U])->z) = *&((&this_5->sums_0[17U])->z) * _S197;
+    *&((&this_5->sums_0[17U])->w) = *&((&this_5->sums_0[17U])->w) * _S197;
+    *&((&this_5->sums_0[18U])->z) = *&((&this_5->sums_0[18U])->z) * _S197;
+    *&((&this_5->sums_0[18U])->w) = *&((&this_5->sums_0[18U])->w) * _S197;
+    *&((&this_5->sums_0[19U])->z) = *&((&this_5->sums_0[19U])->z) * _S197;
+    *&((&this_5->sums_0[19U])->w) = *&((&this_5->sums_0[19U])->w) * _S197;
+    *&((&this_5->sums_0[20U])->z) = *&((&this_5->sums_0[20U])->z) * _S197;
+    *&((&this_5->sums_0[20U])->w) = *&((&this_5->sums_0[20U])->w) * _S197;
+    *&((&this_5->sums_0[21U])->z) = *&((&this_5->sums_0[21U])->z) * _S197;
+    *&((&this_5->sums_0[21U])->w) = *&((&this_5->sums_0[21U])->w) * _S197;
+    *&((&this_5->sums_0[22U])->z) = *&((&this_5->sums_0[22U])->z) * _S197;
+    *&((&this_5->sums_0[22U])->w) = *&((&this_5->sums_0[22U])->w) * _S197;
+    *&((&this_5->sums_0[23U])->z) = *&((&this_5->sums_0[23U])->z) * _S197;
+    *&((&this_5->sums_0[23U])->w) = *&((&this_5->sums_0[23U])->w) * _S197;
+    *&((&this_5->sums_0[24U])->z) = *&((&this_5->sums_0[24U])->z) * _S197;
+    *&((&this_5->sums_0[24U])->w) = *&((&this_5->sums_0[24U])->w) * _S197;
+    *&((&this_5->sums_0[25U])->z) = *&((&this_5->sums_0[25U])->z) * _S197;
+    *&((&this_5->sums_0[25U])->w) = *&((&this_5->sums_0[25U])->w) * _S197;
+    *&((&this_5->sums_0[26U])->z) = *&((&this_5->sums_0[26U])->z) * _S197;
+    *&((&this_5->sums_0[26U])->w) = *&((&this_5->sums_0[26U])->w) * _S197;
+    *&((&this_5->sums_0[27U])->z) = *&((&this_5->sums_0[27U])->z) * _S197;
+    *&((&this_5->sums_0[27U])->w) = *&((&this_5->sums_0[27U])->w) * _S197;
+    *&((&this_5->sums_0[28U])->z) = *&((&this_5->sums_0[28U])->z) * _S197;
+    *&((&this_5->sums_0[28U])->w) = *&((&this_5->sums_0[28U])->w) * _S197;
+    *&((&this_5->sums_0[29U])->z) = *&((&this_5->sums_0[29U])->z) * _S197;
+    *&((&this_5->sums_0[29U])->w) = *&((&this_5->sums_0[29U])->w) * _S197;
+    *&((&this_5->sums_0[30U])->z) = *&((&this_5->sums_0[30U])->z) * _S197;
+    *&((&this_5->sums_0[30U])->w) = *&((&this_5->sums_0[30U])->w) * _S197;
+    *&((&this_5->sums_0[31U])->z) = *&((&this_5->sums_0[31U])->z) * _S197;
+    *&((&this_5->sums_0[31U])->w) = *&((&this_5->sums_0[31U])->w) * _S197;
     return;
 }
 
 __device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S206 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S207 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S208 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S209 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S210 = make_uint4 (_S206, _S207, _S208, _S209);
-    uint4  _S211 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + this_6->lane_0 / 16U])));
-    float4  _S212 = (wasmetal_multiply_half((_S210), (uint2 {_S211.x, _S211.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S212;
-    float4  _S213 = (wasmetal_multiply_half((_S210), (uint2 {_S211.z, _S211.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S213;
-    uint4  _S214 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 2U + this_6->lane_0 / 16U])));
-    float4  _S215 = (wasmetal_multiply_half((_S210), (uint2 {_S214.x, _S214.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S215;
-    float4  _S216 = (wasmetal_multiply_half((_S210), (uint2 {_S214.z, _S214.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S216;
-    uint4  _S217 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 4U + this_6->lane_0 / 16U])));
-    float4  _S218 = (wasmetal_multiply_half((_S210), (uint2 {_S217.x, _S217.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S218;
-    float4  _S219 = (wasmetal_multiply_half((_S210), (uint2 {_S217.z, _S217.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S219;
-    uint4  _S220 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 6U + this_6->lane_0 / 16U])));
-    float4  _S221 = (wasmetal_multiply_half((_S210), (uint2 {_S220.x, _S220.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S221;
-    float4  _S222 = (wasmetal_multiply_half((_S210), (uint2 {_S220.z, _S220.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S222;
-    uint4  _S223 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 8U + this_6->lane_0 / 16U])));
-    float4  _S224 = (wasmetal_multiply_half((_S210), (uint2 {_S223.x, _S223.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S224;
-    float4  _S225 = (wasmetal_multiply_half((_S210), (uint2 {_S223.z, _S223.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S225;
-    uint4  _S226 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 10U + this_6->lane_0 / 16U])));
-    float4  _S227 = (wasmetal_multiply_half((_S210), (uint2 {_S226.x, _S226.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S227;
-    float4  _S228 = (wasmetal_multiply_half((_S210), (uint2 {_S226.z, _S226.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S228;
-    uint4  _S229 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 12U + this_6->lane_0 / 16U])));
-    float4  _S230 = (wasmetal_multiply_half((_S210), (uint2 {_S229.x, _S229.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S230;
-    float4  _S231 = (wasmetal_multiply_half((_S210), (uint2 {_S229.z, _S229.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S231;
-    uint4  _S232 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 14U + this_6->lane_0 / 16U])));
-    float4  _S233 = (wasmetal_multiply_half((_S210), (uint2 {_S232.x, _S232.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S233;
-    float4  _S234 = (wasmetal_multiply_half((_S210), (uint2 {_S232.z, _S232.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S234;
-    uint4  _S235 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 16U + this_6->lane_0 / 16U])));
-    float4  _S236 = (wasmetal_multiply_half((_S210), (uint2 {_S235.x, _S235.y}), (this_6->sums_0[16U])));
-    this_6->sums_0[16U] = _S236;
-    float4  _S237 = (wasmetal_multiply_half((_S210), (uint2 {_S235.z, _S235.w}), (this_6->sums_0[17U])));
-    this_6->sums_0[17U] = _S237;
-    uint4  _S238 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 18U + this_6->lane_0 / 16U])));
-    float4  _S239 = (wasmetal_multiply_half((_S210), (uint2 {_S238.x, _S238.y}), (this_6->sums_0[18U])));
-    this_6->sums_0[18U] = _S239;
-    float4  _S240 = (wasmetal_multiply_half((_S210), (uint2 {_S238.z, _S238.w}), (this_6->sums_0[19U])));
-    this_6->sums_0[19U] = _S240;
-    uint4  _S241 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 20U + this_6->lane_0 / 16U])));
-    float4  _S242 = (wasmetal_multiply_half((_S210), (uint2 {_S241.x, _S241.y}), (this_6->sums_0[20U])));
-    this_6->sums_0[20U] = _S242;
-    float4  _S243 = (wasmetal_multiply_half((_S210), (uint2 {_S241.z, _S241.w}), (this_6->sums_0[21U])));
-    this_6->sums_0[21U] = _S243;
-    uint4  _S244 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 22U + this_6->lane_0 / 16U])));
-    float4  _S245 = (wasmetal_multiply_half((_S210), (uint2 {_S244.x, _S244.y}), (this_6->sums_0[22U])));
-    this_6->sums_0[22U] = _S245;
-    float4  _S246 = (wasmetal_multiply_half((_S210), (uint2 {_S244.z, _S244.w}), (this_6->sums_0[23U])));
-    this_6->sums_0[23U] = _S246;
-    uint4  _S247 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 24U + this_6->lane_0 / 16U])));
-    float4  _S248 = (wasmetal_multiply_half((_S210), (uint2 {_S247.x, _S247.y}), (this_6->sums_0[24U])));
-    this_6->sums_0[24U] = _S248;
-    float4  _S249 = (wasmetal_multiply_half((_S210), (uint2 {_S247.z, _S247.w}), (this_6->sums_0[25U])));
-    this_6->sums_0[25U] = _S249;
-    uint4  _S250 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 26U + this_6->lane_0 / 16U])));
-    float4  _S251 = (wasmetal_multiply_half((_S210), (uint2 {_S250.x, _S250.y}), (this_6->sums_0[26U])));
-    this_6->sums_0[26U] = _S251;
-    float4  _S252 = (wasmetal_multiply_half((_S210), (uint2 {_S250.z, _S250.w}), (this_6->sums_0[27U])));
-    this_6->sums_0[27U] = _S252;
-    uint4  _S253 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 28U + this_6->lane_0 / 16U])));
-    float4  _S254 = (wasmetal_multiply_half((_S210), (uint2 {_S253.x, _S253.y}), (this_6->sums_0[28U])));
-    this_6->sums_0[28U] = _S254;
-    float4  _S255 = (wasmetal_multiply_half((_S210), (uint2 {_S253.z, _S253.w}), (this_6->sums_0[29U])));
-    this_6->sums_0[29U] = _S255;
-    uint4  _S256 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 30U + this_6->lane_0 / 16U])));
-    float4  _S257 = (wasmetal_multiply_half((_S210), (uint2 {_S256.x, _S256.y}), (this_6->sums_0[30U])));
-    this_6->sums_0[30U] = _S257;
-    float4  _S258 = (wasmetal_multiply_half((_S210), (uint2 {_S256.z, _S256.w}), (this_6->sums_0[31U])));
-    this_6->sums_0[31U] = _S258;
-    uint _S259 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S260 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S261 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S262 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S263 = make_uint4 (_S259, _S260, _S261, _S262);
-    uint4  _S264 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + this_6->lane_0 / 16U])));
-    float4  _S265 = (wasmetal_multiply_half((_S263), (uint2 {_S264.x, _S264.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S265;
-    float4  _S266 = (wasmetal_multiply_half((_S263), (uint2 {_S264.z, _S264.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S266;
-    uint4  _S267 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 2U + this_6->lane_0 / 16U])));
-    float4  _S268 = (wasmetal_multiply_half((_S263), (uint2 {_S267.x, _S267.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S268;
-    float4  _S269 = (wasmetal_multiply_half((_S263), (uint2 {_S267.z, _S267.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S269;
-    uint4  _S270 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 4U + this_6->lane_0 / 16U])));
-    float4  _S271 = (wasmetal_multiply_half((_S263), (uint2 {_S270.x, _S270.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S271;
-    float4  _S272 = (wasmetal_multiply_half((_S263), (uint2 {_S270.z, _S270.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S272;
-    uint4  _S273 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 6U + this_6->lane_0 / 16U])));
-    float4  _S274 = (wasmetal_multiply_half((_S263), (uint2 {_S273.x, _S273.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S274;
-    float4  _S275 = (wasmetal_multiply_half((_S263), (uint2 {_S273.z, _S273.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S275;
-    uint4  _S276 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 8U + this_6->lane_0 / 16U])));
-    float4  _S277 = (wasmetal_multiply_half((_S263), (uint2 {_S276.x, _S276.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S277;
-    float4  _S278 = (wasmetal_multiply_half((_S263), (uint2 {_S276.z, _S276.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S278;
-    uint4  _S279 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 10U + this_6->lane_0 / 16U])));
-    float4  _S280 = (wasmetal_multiply_half((_S263), (uint2 {_S279.x, _S279.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S280;
-    float4  _S281 = (wasmetal_multiply_half((_S263), (uint2 {_S279.z, _S279.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S281;
-    uint4  _S282 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 12U + this_6->lane_0 / 16U])));
-    float4  _S283 = (wasmetal_multiply_half((_S263), (uint2 {_S282.x, _S282.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S283;
-    float4  _S284 = (wasmetal_multiply_half((_S263), (uint2 {_S282.z, _S282.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S284;
-    uint4  _S285 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 14U + this_6->lane_0 / 16U])));
-    float4  _S286 = (wasmetal_multiply_half((_S263), (uint2 {_S285.x, _S285.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S286;
-    float4  _S287 = (wasmetal_multiply_half((_S263), (uint2 {_S285.z, _S285.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S287;
-    uint4  _S288 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 16U + this_6->lane_0 / 16U])));
-    float4  _S289 = (wasmetal_multiply_half((_S263), (uint2 {_S288.x, _S288.y}), (this_6->sums_0[16U])));
-    this_6->sums_0[16U] = _S289;
-    float4  _S290 = (wasmetal_multiply_half((_S263), (uint2 {_S288.z, _S288.w}), (this_6->sums_0[17U])));
-    this_6->sums_0[17U] = _S290;
-    uint4  _S291 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 18U + this_6->lane_0 / 16U])));
-    float4  _S292 = (wasmetal_multiply_half((_S263), (uint2 {_S291.x, _S291.y}), (this_6->sums_0[18U])));
-    this_6->sums_0[18U] = _S292;
-    float4  _S293 = (wasmetal_multiply_half((_S263), (uint2 {_S291.z, _S291.w}), (this_6->sums_0[19U])));
-    this_6->sums_0[19U] = _S293;
-    uint4  _S294 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 20U + this_6->lane_0 / 16U])));
-    float4  _S295 = (wasmetal_multiply_half((_S263), (uint2 {_S294.x, _S294.y}), (this_6->sums_0[20U])));
-    this_6->sums_0[20U] = _S295;
-    float4  _S296 = (wasmetal_multiply_half((_S263), (uint2 {_S294.z, _S294.w}), (this_6->sums_0[21U])));
-    this_6->sums_0[21U] = _S296;
-    uint4  _S297 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 22U + this_6->lane_0 / 16U])));
-    float4  _S298 = (wasmetal_multiply_half((_S263), (uint2 {_S297.x, _S297.y}), (this_6->sums_0[22U])));
-    this_6->sums_0[22U] = _S298;
-    float4  _S299 = (wasmetal_multiply_half((_S263), (uint2 {_S297.z, _S297.w}), (this_6->sums_0[23U])));
-    this_6->sums_0[23U] = _S299;
-    uint4  _S300 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 24U + this_6->lane_0 / 16U])));
-    float4  _S301 = (wasmetal_multiply_half((_S263), (uint2 {_S300.x, _S300.y}), (this_6->sums_0[24U])));
-    this_6->sums_0[24U] = _S301;
-    float4  _S302 = (wasmetal_multiply_half((_S263), (uint2 {_S300.z, _S300.w}), (this_6->sums_0[25U])));
-    this_6->sums_0[25U] = _S302;
-    uint4  _S303 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 26U + this_6->lane_0 / 16U])));
-    float4  _S304 = (wasmetal_multiply_half((_S263), (uint2 {_S303.x, _S303.y}), (this_6->sums_0[26U])));
-    this_6->sums_0[26U] = _S304;
-    float4  _S305 = (wasmetal_multiply_half((_S263), (uint2 {_S303.z, _S303.w}), (this_6->sums_0[27U])));
-    this_6->sums_0[27U] = _S305;
-    uint4  _S306 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 28U + this_6->lane_0 / 16U])));
-    float4  _S307 = (wasmetal_multiply_half((_S263), (uint2 {_S306.x, _S306.y}), (this_6->sums_0[28U])));
-    this_6->sums_0[28U] = _S307;
-    float4  _S308 = (wasmetal_multiply_half((_S263), (uint2 {_S306.z, _S306.w}), (this_6->sums_0[29U])));
-    this_6->sums_0[29U] = _S308;
-    uint4  _S309 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 30U + this_6->lane_0 / 16U])));
-    float4  _S310 = (wasmetal_multiply_half((_S263), (uint2 {_S309.x, _S309.y}), (this_6->sums_0[30U])));
-    this_6->sums_0[30U] = _S310;
-    float4  _S311 = (wasmetal_multiply_half((_S263), (uint2 {_S309.z, _S309.w}), (this_6->sums_0[31U])));
-    this_6->sums_0[31U] = _S311;
+    uint _S207 = pack_halves_0(float2 {this_6->scores_0[0U].x, this_6->scores_0[0U].y});
+    uint _S208 = pack_halves_0(float2 {this_6->scores_0[0U].z, this_6->scores_0[0U].w});
+    uint _S209 = pack_halves_0(float2 {this_6->scores_0[1U].x, this_6->scores_0[1U].y});
+    uint _S210 = pack_halves_0(float2 {this_6->scores_0[1U].z, this_6->scores_0[1U].w});
+    uint4  _S211 = make_uint4 (_S207, _S208, _S209, _S210);
+    uint4  _S212 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + this_6->lane_0 / 16U])));
+    float4  _S213 = (wasmetal_multiply_half((_S211), (uint2 {_S212.x, _S212.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S213;
+    float4  _S214 = (wasmetal_multiply_half((_S211), (uint2 {_S212.z, _S212.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S214;
+    uint4  _S215 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 2U + this_6->lane_0 / 16U])));
+    float4  _S216 = (wasmetal_multiply_half((_S211), (uint2 {_S215.x, _S215.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S216;
+    float4  _S217 = (wasmetal_multiply_half((_S211), (uint2 {_S215.z, _S215.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S217;
+    uint4  _S218 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 4U + this_6->lane_0 / 16U])));
+    float4  _S219 = (wasmetal_multiply_half((_S211), (uint2 {_S218.x, _S218.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S219;
+    float4  _S220 = (wasmetal_multiply_half((_S211), (uint2 {_S218.z, _S218.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S220;
+    uint4  _S221 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 6U + this_6->lane_0 / 16U])));
+    float4  _S222 = (wasmetal_multiply_half((_S211), (uint2 {_S221.x, _S221.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S222;
+    float4  _S223 = (wasmetal_multiply_half((_S211), (uint2 {_S221.z, _S221.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S223;
+    uint4  _S224 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 8U + this_6->lane_0 / 16U])));
+    float4  _S225 = (wasmetal_multiply_half((_S211), (uint2 {_S224.x, _S224.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S225;
+    float4  _S226 = (wasmetal_multiply_half((_S211), (uint2 {_S224.z, _S224.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S226;
+    uint4  _S227 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 10U + this_6->lane_0 / 16U])));
+    float4  _S228 = (wasmetal_multiply_half((_S211), (uint2 {_S227.x, _S227.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S228;
+    float4  _S229 = (wasmetal_multiply_half((_S211), (uint2 {_S227.z, _S227.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S229;
+    uint4  _S230 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 12U + this_6->lane_0 / 16U])));
+    float4  _S231 = (wasmetal_multiply_half((_S211), (uint2 {_S230.x, _S230.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S231;
+    float4  _S232 = (wasmetal_multiply_half((_S211), (uint2 {_S230.z, _S230.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S232;
+    uint4  _S233 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 14U + this_6->lane_0 / 16U])));
+    float4  _S234 = (wasmetal_multiply_half((_S211), (uint2 {_S233.x, _S233.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S234;
+    float4  _S235 = (wasmetal_multiply_half((_S211), (uint2 {_S233.z, _S233.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S235;
+    uint4  _S236 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 16U + this_6->lane_0 / 16U])));
+    float4  _S237 = (wasmetal_multiply_half((_S211), (uint2 {_S236.x, _S236.y}), (this_6->sums_0[16U])));
+    this_6->sums_0[16U] = _S237;
+    float4  _S238 = (wasmetal_multiply_half((_S211), (uint2 {_S236.z, _S236.w}), (this_6->sums_0[17U])));
+    this_6->sums_0[17U] = _S238;
+    uint4  _S239 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 18U + this_6->lane_0 / 16U])));
+    float4  _S240 = (wasmetal_multiply_half((_S211), (uint2 {_S239.x, _S239.y}), (this_6->sums_0[18U])));
+    this_6->sums_0[18U] = _S240;
+    float4  _S241 = (wasmetal_multiply_half((_S211), (uint2 {_S239.z, _S239.w}), (this_6->sums_0[19U])));
+    this_6->sums_0[19U] = _S241;
+    uint4  _S242 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 20U + this_6->lane_0 / 16U])));
+    float4  _S243 = (wasmetal_multiply_half((_S211), (uint2 {_S242.x, _S242.y}), (this_6->sums_0[20U])));
+    this_6->sums_0[20U] = _S243;
+    float4  _S244 = (wasmetal_multiply_half((_S211), (uint2 {_S242.z, _S242.w}), (this_6->sums_0[21U])));
+    this_6->sums_0[21U] = _S244;
+    uint4  _S245 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 22U + this_6->lane_0 / 16U])));
+    float4  _S246 = (wasmetal_multiply_half((_S211), (uint2 {_S245.x, _S245.y}), (this_6->sums_0[22U])));
+    this_6->sums_0[22U] = _S246;
+    float4  _S247 = (wasmetal_multiply_half((_S211), (uint2 {_S245.z, _S245.w}), (this_6->sums_0[23U])));
+    this_6->sums_0[23U] = _S247;
+    uint4  _S248 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 24U + this_6->lane_0 / 16U])));
+    float4  _S249 = (wasmetal_multiply_half((_S211), (uint2 {_S248.x, _S248.y}), (this_6->sums_0[24U])));
+    this_6->sums_0[24U] = _S249;
+    float4  _S250 = (wasmetal_multiply_half((_S211), (uint2 {_S248.z, _S248.w}), (this_6->sums_0[25U])));
+    this_6->sums_0[25U] = _S250;
+    uint4  _S251 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 26U + this_6->lane_0 / 16U])));
+    float4  _S252 = (wasmetal_multiply_half((_S211), (uint2 {_S251.x, _S251.y}), (this_6->sums_0[26U])));
+    this_6->sums_0[26U] = _S252;
+    float4  _S253 = (wasmetal_multiply_half((_S211), (uint2 {_S251.z, _S251.w}), (this_6->sums_0[27U])));
+    this_6->sums_0[27U] = _S253;
+    uint4  _S254 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 28U + this_6->lane_0 / 16U])));
+    float4  _S255 = (wasmetal_multiply_half((_S211), (uint2 {_S254.x, _S254.y}), (this_6->sums_0[28U])));
+    this_6->sums_0[28U] = _S255;
+    float4  _S256 = (wasmetal_multiply_half((_S211), (uint2 {_S254.z, _S254.w}), (this_6->sums_0[29U])));
+    this_6->sums_0[29U] = _S256;
+    uint4  _S257 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 30U + this_6->lane_0 / 16U])));
+    float4  _S258 = (wasmetal_multiply_half((_S211), (uint2 {_S257.x, _S257.y}), (this_6->sums_0[30U])));
+    this_6->sums_0[30U] = _S258;
+    float4  _S259 = (wasmetal_multiply_half((_S211), (uint2 {_S257.z, _S257.w}), (this_6->sums_0[31U])));
+    this_6->sums_0[31U] = _S259;
+    uint _S260 = pack_halves_0(float2 {this_6->scores_0[2U].x, this_6->scores_0[2U].y});
+    uint _S261 = pack_halves_0(float2 {this_6->scores_0[2U].z, this_6->scores_0[2U].w});
+    uint _S262 = pack_halves_0(float2 {this_6->scores_0[3U].x, this_6->scores_0[3U].y});
+    uint _S263 = pack_halves_0(float2 {this_6->scores_0[3U].z, this_6->scores_0[3U].w});
+    uint4  _S264 = make_uint4 (_S260, _S261, _S262, _S263);
+    uint4  _S265 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + this_6->lane_0 / 16U])));
+    float4  _S266 = (wasmetal_multiply_half((_S264), (uint2 {_S265.x, _S265.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S266;
+    float4  _S267 = (wasmetal_multiply_half((_S264), (uint2 {_S265.z, _S265.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S267;
+    uint4  _S268 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 2U + this_6->lane_0 / 16U])));
+    float4  _S269 = (wasmetal_multiply_half((_S264), (uint2 {_S268.x, _S268.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S269;
+    float4  _S270 = (wasmetal_multiply_half((_S264), (uint2 {_S268.z, _S268.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S270;
+    uint4  _S271 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 4U + this_6->lane_0 / 16U])));
+    float4  _S272 = (wasmetal_multiply_half((_S264), (uint2 {_S271.x, _S271.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S272;
+    float4  _S273 = (wasmetal_multiply_half((_S264), (uint2 {_S271.z, _S271.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S273;
+    uint4  _S274 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 6U + this_6->lane_0 / 16U])));
+    float4  _S275 = (wasmetal_multiply_half((_S264), (uint2 {_S274.x, _S274.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S275;
+    float4  _S276 = (wasmetal_multiply_half((_S264), (uint2 {_S274.z, _S274.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S276;
+    uint4  _S277 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 8U + this_6->lane_0 / 16U])));
+    float4  _S278 = (wasmetal_multiply_half((_S264), (uint2 {_S277.x, _S277.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S278;
+    float4  _S279 = (wasmetal_multiply_half((_S264), (uint2 {_S277.z, _S277.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S279;
+    uint4  _S280 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 10U + this_6->lane_0 / 16U])));
+    float4  _S281 = (wasmetal_multiply_half((_S264), (uint2 {_S280.x, _S280.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S281;
+    float4  _S282 = (wasmetal_multiply_half((_S264), (uint2 {_S280.z, _S280.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S282;
+    uint4  _S283 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 12U + this_6->lane_0 / 16U])));
+    float4  _S284 = (wasmetal_multiply_half((_S264), (uint2 {_S283.x, _S283.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S284;
+    float4  _S285 = (wasmetal_multiply_half((_S264), (uint2 {_S283.z, _S283.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S285;
+    uint4  _S286 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 14U + this_6->lane_0 / 16U])));
+    float4  _S287 = (wasmetal_multiply_half((_S264), (uint2 {_S286.x, _S286.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S287;
+    float4  _S288 = (wasmetal_multiply_half((_S264), (uint2 {_S286.z, _S286.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S288;
+    uint4  _S289 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 16U + this_6->lane_0 / 16U])));
+    float4  _S290 = (wasmetal_multiply_half((_S264), (uint2 {_S289.x, _S289.y}), (this_6->sums_0[16U])));
+    this_6->sums_0[16U] = _S290;
+    float4  _S291 = (wasmetal_multiply_half((_S264), (uint2 {_S289.z, _S289.w}), (this_6->sums_0[17U])));
+    this_6->sums_0[17U] = _S291;
+    uint4  _S292 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 18U + this_6->lane_0 / 16U])));
+    float4  _S293 = (wasmetal_multiply_half((_S264), (uint2 {_S292.x, _S292.y}), (this_6->sums_0[18U])));
+    this_6->sums_0[18U] = _S293;
+    float4  _S294 = (wasmetal_multiply_half((_S264), (uint2 {_S292.z, _S292.w}), (this_6->sums_0[19U])));
+    this_6->sums_0[19U] = _S294;
+    uint4  _S295 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 20U + this_6->lane_0 / 16U])));
+    float4  _S296 = (wasmetal_multiply_half((_S264), (uint2 {_S295.x, _S295.y}), (this_6->sums_0[20U])));
+    this_6->sums_0[20U] = _S296;
+    float4  _S297 = (wasmetal_multiply_half((_S264), (uint2 {_S295.z, _S295.w}), (this_6->sums_0[21U])));
+    this_6->sums_0[21U] = _S297;
+    uint4  _S298 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 22U + this_6->lane_0 / 16U])));
+    float4  _S299 = (wasmetal_multiply_half((_S264), (uint2 {_S298.x, _S298.y}), (this_6->sums_0[22U])));
+    this_6->sums_0[22U] = _S299;
+    float4  _S300 = (wasmetal_multiply_half((_S264), (uint2 {_S298.z, _S298.w}), (this_6->sums_0[23U])));
+    this_6->sums_0[23U] = _S300;
+    uint4  _S301 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 24U + this_6->lane_0 / 16U])));
+    float4  _S302 = (wasmetal_multiply_half((_S264), (uint2 {_S301.x, _S301.y}), (this_6->sums_0[24U])));
+    this_6->sums_0[24U] = _S302;
+    float4  _S303 = (wasmetal_multiply_half((_S264), (uint2 {_S301.z, _S301.w}), (this_6->sums_0[25U])));
+    this_6->sums_0[25U] = _S303;
+    uint4  _S304 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 26U + this_6->lane_0 / 16U])));
+    float4  _S305 = (wasmetal_multiply_half((_S264), (uint2 {_S304.x, _S304.y}), (this_6->sums_0[26U])));
+    this_6->sums_0[26U] = _S305;
+    float4  _S306 = (wasmetal_multiply_half((_S264), (uint2 {_S304.z, _S304.w}), (this_6->sums_0[27U])));
+    this_6->sums_0[27U] = _S306;
+    uint4  _S307 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 28U + this_6->lane_0 / 16U])));
+    float4  _S308 = (wasmetal_multiply_half((_S264), (uint2 {_S307.x, _S307.y}), (this_6->sums_0[28U])));
+    this_6->sums_0[28U] = _S308;
+    float4  _S309 = (wasmetal_multiply_half((_S264), (uint2 {_S307.z, _S307.w}), (this_6->sums_0[29U])));
+    this_6->sums_0[29U] = _S309;
+    uint4  _S310 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 30U + this_6->lane_0 / 16U])));
+    float4  _S311 = (wasmetal_multiply_half((_S264), (uint2 {_S310.x, _S310.y}), (this_6->sums_0[30U])));
+    this_6->sums_0[30U] = _S311;
+    float4  _S312 = (wasmetal_multiply_half((_S264), (uint2 {_S310.z, _S310.w}), (this_6->sums_0[31U])));
+    this_6->sums_0[31U] = _S312;
     return;
 }
 
@@ -1200,730 +1206,730 @@ __device__ void Attending_join_0(Attending_0 * this_7)
 
 __device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S312 = this_8->heads_1;
-    uint _S313 = query_2 / this_8->heads_1;
-    bool _S314;
-    if(_S313 < (this_8->rows_3))
+    uint _S313 = this_8->heads_1;
+    uint _S314 = query_2 / this_8->heads_1;
+    bool _S315;
+    if(_S314 < (this_8->rows_3))
     {
-        uint _S315 = query_2 % _S312;
-        _S314 = _S315 < (this_8->last_0);
+        uint _S316 = query_2 % _S313;
+        _S315 = _S316 < (this_8->last_0);
     }
     else
     {
-        _S314 = false;
+        _S315 = false;
     }
-    return _S314;
+    return _S315;
 }
 
 __device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_14)
 {
-    uint _S316 = this_9->sinks_at_0;
-    bool _S317;
+    uint _S317 = this_9->sinks_at_0;
+    bool _S318;
     if((this_9->sinks_at_0) != 4294967295U)
     {
-        bool _S318 = Target_has_0(this_9, query_3);
-        _S317 = _S318;
+        bool _S319 = Target_has_0(this_9, query_3);
+        _S318 = _S319;
     }
     else
     {
-        _S317 = false;
+        _S318 = false;
     }
-    float _S319;
-    if(_S317)
+    float _S320;
+    if(_S318)
     {
-        uint _S320 = query_3 % this_9->heads_1;
-        float _S321 = __ldg((&(this_9->sinks_0)[_S316 + _S320]));
-        _S319 = total_14 + (F32_exp2((1.4426950216293335f * _S321 - peak_0)));
+        uint _S321 = query_3 % this_9->heads_1;
+        float _S322 = __ldg((&(this_9->sinks_0)[_S317 + _S321]));
+        _S320 = total_14 + (F32_exp2((1.4426950216293335f * _S322 - peak_0)));
     }
     else
     {
-        _S319 = total_14;
+        _S320 = total_14;
     }
-    if(_S319 != 0.0f)
+    if(_S320 != 0.0f)
     {
-        _S319 = 1.0f / _S319;
+        _S320 = 1.0f / _S320;
     }
     else
     {
-        _S319 = 0.0f;
+        _S320 = 0.0f;
     }
-    return _S319;
+    return _S320;
 }
 
 __device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    uint _S322 = this_10->at_2;
-    uint _S323 = this_10->heads_1;
-    uint _S324 = query_4 / this_10->heads_1;
-    uint _S325 = _S322 + _S324 * this_10->stride_0;
-    uint _S326 = query_4 % _S323;
-    return _S325 + _S326 * this_10->head_dim_1;
+    uint _S323 = this_10->at_2;
+    uint _S324 = this_10->heads_1;
+    uint _S325 = query_4 / this_10->heads_1;
+    uint _S326 = _S323 + _S325 * this_10->stride_0;
+    uint _S327 = query_4 % _S324;
+    return _S326 + _S327 * this_10->head_dim_1;
 }
 
 __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 {
-    float _S327 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
-    float total_15 = *&((&this_11->totals_0[0U])->x) + _S327;
-    float _S328 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
-    uint _S329 = this_11->own_0;
-    uint _S330 = this_11->lane_0;
-    uint _S331 = this_11->own_0 + this_11->lane_0 / 4U;
-    float _S332 = Target_factor_0(target_0, _S331, *&((&this_11->peaks_0[0U])->x), total_15 + _S328);
-    bool _S333 = Target_has_0(target_0, _S331);
-    if(_S333)
+    float _S328 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_15 = *&((&this_11->totals_0[0U])->x) + _S328;
+    float _S329 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
+    uint _S330 = this_11->own_0;
+    uint _S331 = this_11->lane_0;
+    uint _S332 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S333 = Target_factor_0(target_0, _S332, *&((&this_11->peaks_0[0U])->x), total_15 + _S329);
+    bool _S334 = Target_has_0(target_0, _S332);
+    if(_S334)
     {
-        uint _S334 = Target_place_0(target_0, _S331);
-        uint _S335 = _S330 % 4U * 2U;
-        uint _S336 = target_0->head_dim_1;
-        if(_S335 < (target_0->head_dim_1))
+        uint _S335 = Target_place_0(target_0, _S332);
+        uint _S336 = _S331 % 4U * 2U;
+        uint _S337 = target_0->head_dim_1;
+        if(_S336 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S334 + _S335]) = _S332 * *&((&this_11->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S335 + _S336]) = _S333 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S337 = _S335 + 1U;
-        if(_S337 < _S336)
+        uint _S338 = _S336 + 1U;
+        if(_S338 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S337]) = _S332 * *&((&this_11->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S335 + _S338]) = _S333 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S338 = 8U + _S335;
-        if(_S338 < _S336)
+        uint _S339 = 8U + _S336;
+        if(_S339 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S338]) = _S332 * *&((&this_11->sums_0[1U])->x);
+            *(&(target_0->result_2)[_S335 + _S339]) = _S333 * *&((&this_11->sums_0[1U])->x);
         }
-        uint _S339 = _S338 + 1U;
-        if(_S339 < _S336)
+        uint _S340 = _S339 + 1U;
+        if(_S340 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S339]) = _S332 * *&((&this_11->sums_0[1U])->y);
+            *(&(target_0->result_2)[_S335 + _S340]) = _S333 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S340 = 16U + _S335;
-        if(_S340 < _S336)
+        uint _S341 = 16U + _S336;
+        if(_S341 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S340]) = _S332 * *&((&this_11->sums_0[2U])->x);
+            *(&(target_0->result_2)[_S335 + _S341]) = _S333 * *&((&this_11->sums_0[2U])->x);
         }
-        uint _S341 = _S340 + 1U;
-        if(_S341 < _S336)
+        uint _S342 = _S341 + 1U;
+        if(_S342 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S341]) = _S332 * *&((&this_11->sums_0[2U])->y);
+            *(&(target_0->result_2)[_S335 + _S342]) = _S333 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S342 = 24U + _S335;
-        if(_S342 < _S336)
+        uint _S343 = 24U + _S336;
+        if(_S343 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S342]) = _S332 * *&((&this_11->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S335 + _S343]) = _S333 * *&((&this_11->sums_0[3U])->x);
         }
-        uint _S343 = _S342 + 1U;
-        if(_S343 < _S336)
+        uint _S344 = _S343 + 1U;
+        if(_S344 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S343]) = _S332 * *&((&this_11->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S335 + _S344]) = _S333 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S344 = 32U + _S335;
-        if(_S344 < _S336)
+        uint _S345 = 32U + _S336;
+        if(_S345 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S344]) = _S332 * *&((&this_11->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S335 + _S345]) = _S333 * *&((&this_11->sums_0[4U])->x);
         }
-        uint _S345 = _S344 + 1U;
-        if(_S345 < _S336)
+        uint _S346 = _S345 + 1U;
+        if(_S346 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S345]) = _S332 * *&((&this_11->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S335 + _S346]) = _S333 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S346 = 40U + _S335;
-        if(_S346 < _S336)
+        uint _S347 = 40U + _S336;
+        if(_S347 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S346]) = _S332 * *&((&this_11->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S335 + _S347]) = _S333 * *&((&this_11->sums_0[5U])->x);
         }
-        uint _S347 = _S346 + 1U;
-        if(_S347 < _S336)
+        uint _S348 = _S347 + 1U;
+        if(_S348 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S347]) = _S332 * *&((&this_11->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S335 + _S348]) = _S333 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S348 = 48U + _S335;
-        if(_S348 < _S336)
+        uint _S349 = 48U + _S336;
+        if(_S349 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S348]) = _S332 * *&((&this_11->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S335 + _S349]) = _S333 * *&((&this_11->sums_0[6U])->x);
         }
-        uint _S349 = _S348 + 1U;
-        if(_S349 < _S336)
+        uint _S350 = _S349 + 1U;
+        if(_S350 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S349]) = _S332 * *&((&this_11->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S335 + _S350]) = _S333 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S350 = 56U + _S335;
-        if(_S350 < _S336)
+        uint _S351 = 56U + _S336;
+        if(_S351 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S350]) = _S332 * *&((&this_11->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S335 + _S351]) = _S333 * *&((&this_11->sums_0[7U])->x);
         }
-        uint _S351 = _S350 + 1U;
-        if(_S351 < _S336)
+        uint _S352 = _S351 + 1U;
+        if(_S352 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S351]) = _S332 * *&((&this_11->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S335 + _S352]) = _S333 * *&((&this_11->sums_0[7U])->y);
         }
-        uint _S352 = 64U + _S335;
-        if(_S352 < _S336)
+        uint _S353 = 64U + _S336;
+        if(_S353 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S352]) = _S332 * *&((&this_11->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S335 + _S353]) = _S333 * *&((&this_11->sums_0[8U])->x);
         }
-        uint _S353 = _S352 + 1U;
-        if(_S353 < _S336)
+        uint _S354 = _S353 + 1U;
+        if(_S354 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S353]) = _S332 * *&((&this_11->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S335 + _S354]) = _S333 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S354 = 72U + _S335;
-        if(_S354 < _S336)
+        uint _S355 = 72U + _S336;
+        if(_S355 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S354]) = _S332 * *&((&this_11->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S335 + _S355]) = _S333 * *&((&this_11->sums_0[9U])->x);
         }
-        uint _S355 = _S354 + 1U;
-        if(_S355 < _S336)
+        uint _S356 = _S355 + 1U;
+        if(_S356 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S355]) = _S332 * *&((&this_11->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S335 + _S356]) = _S333 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S356 = 80U + _S335;
-        if(_S356 < _S336)
+        uint _S357 = 80U + _S336;
+        if(_S357 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S356]) = _S332 * *&((&this_11->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S335 + _S357]) = _S333 * *&((&this_11->sums_0[10U])->x);
         }
-        uint _S357 = _S356 + 1U;
-        if(_S357 < _S336)
+        uint _S358 = _S357 + 1U;
+        if(_S358 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S357]) = _S332 * *&((&this_11->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S335 + _S358]) = _S333 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S358 = 88U + _S335;
-        if(_S358 < _S336)
+        uint _S359 = 88U + _S336;
+        if(_S359 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S358]) = _S332 * *&((&this_11->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S335 + _S359]) = _S333 * *&((&this_11->sums_0[11U])->x);
         }
-        uint _S359 = _S358 + 1U;
-        if(_S359 < _S336)
+        uint _S360 = _S359 + 1U;
+        if(_S360 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S359]) = _S332 * *&((&this_11->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S335 + _S360]) = _S333 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S360 = 96U + _S335;
-        if(_S360 < _S336)
+        uint _S361 = 96U + _S336;
+        if(_S361 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S360]) = _S332 * *&((&this_11->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S335 + _S361]) = _S333 * *&((&this_11->sums_0[12U])->x);
         }
-        uint _S361 = _S360 + 1U;
-        if(_S361 < _S336)
+        uint _S362 = _S361 + 1U;
+        if(_S362 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S361]) = _S332 * *&((&this_11->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S335 + _S362]) = _S333 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S362 = 104U + _S335;
-        if(_S362 < _S336)
+        uint _S363 = 104U + _S336;
+        if(_S363 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S362]) = _S332 * *&((&this_11->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S335 + _S363]) = _S333 * *&((&this_11->sums_0[13U])->x);
         }
-        uint _S363 = _S362 + 1U;
-        if(_S363 < _S336)
+        uint _S364 = _S363 + 1U;
+        if(_S364 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S363]) = _S332 * *&((&this_11->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S335 + _S364]) = _S333 * *&((&this_11->sums_0[13U])->y);
         }
-        uint _S364 = 112U + _S335;
-        if(_S364 < _S336)
+        uint _S365 = 112U + _S336;
+        if(_S365 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S364]) = _S332 * *&((&this_11->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S335 + _S365]) = _S333 * *&((&this_11->sums_0[14U])->x);
         }
-        uint _S365 = _S364 + 1U;
-        if(_S365 < _S336)
+        uint _S366 = _S365 + 1U;
+        if(_S366 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S365]) = _S332 * *&((&this_11->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S335 + _S366]) = _S333 * *&((&this_11->sums_0[14U])->y);
         }
-        uint _S366 = 120U + _S335;
-        if(_S366 < _S336)
+        uint _S367 = 120U + _S336;
+        if(_S367 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S366]) = _S332 * *&((&this_11->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S335 + _S367]) = _S333 * *&((&this_11->sums_0[15U])->x);
         }
-        uint _S367 = _S366 + 1U;
-        if(_S367 < _S336)
+        uint _S368 = _S367 + 1U;
+        if(_S368 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S367]) = _S332 * *&((&this_11->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S335 + _S368]) = _S333 * *&((&this_11->sums_0[15U])->y);
         }
-        uint _S368 = 128U + _S335;
-        if(_S368 < _S336)
+        uint _S369 = 128U + _S336;
+        if(_S369 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S368]) = _S332 * *&((&this_11->sums_0[16U])->x);
+            *(&(target_0->result_2)[_S335 + _S369]) = _S333 * *&((&this_11->sums_0[16U])->x);
         }
-        uint _S369 = _S368 + 1U;
-        if(_S369 < _S336)
+        uint _S370 = _S369 + 1U;
+        if(_S370 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S369]) = _S332 * *&((&this_11->sums_0[16U])->y);
+            *(&(target_0->result_2)[_S335 + _S370]) = _S333 * *&((&this_11->sums_0[16U])->y);
         }
-        uint _S370 = 136U + _S335;
-        if(_S370 < _S336)
+        uint _S371 = 136U + _S336;
+        if(_S371 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S370]) = _S332 * *&((&this_11->sums_0[17U])->x);
+            *(&(target_0->result_2)[_S335 + _S371]) = _S333 * *&((&this_11->sums_0[17U])->x);
         }
-        uint _S371 = _S370 + 1U;
-        if(_S371 < _S336)
+        uint _S372 = _S371 + 1U;
+        if(_S372 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S371]) = _S332 * *&((&this_11->sums_0[17U])->y);
+            *(&(target_0->result_2)[_S335 + _S372]) = _S333 * *&((&this_11->sums_0[17U])->y);
         }
-        uint _S372 = 144U + _S335;
-        if(_S372 < _S336)
+        uint _S373 = 144U + _S336;
+        if(_S373 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S372]) = _S332 * *&((&this_11->sums_0[18U])->x);
+            *(&(target_0->result_2)[_S335 + _S373]) = _S333 * *&((&this_11->sums_0[18U])->x);
         }
-        uint _S373 = _S372 + 1U;
-        if(_S373 < _S336)
+        uint _S374 = _S373 + 1U;
+        if(_S374 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S373]) = _S332 * *&((&this_11->sums_0[18U])->y);
+            *(&(target_0->result_2)[_S335 + _S374]) = _S333 * *&((&this_11->sums_0[18U])->y);
         }
-        uint _S374 = 152U + _S335;
-        if(_S374 < _S336)
+        uint _S375 = 152U + _S336;
+        if(_S375 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S374]) = _S332 * *&((&this_11->sums_0[19U])->x);
+            *(&(target_0->result_2)[_S335 + _S375]) = _S333 * *&((&this_11->sums_0[19U])->x);
         }
-        uint _S375 = _S374 + 1U;
-        if(_S375 < _S336)
+        uint _S376 = _S375 + 1U;
+        if(_S376 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S375]) = _S332 * *&((&this_11->sums_0[19U])->y);
+            *(&(target_0->result_2)[_S335 + _S376]) = _S333 * *&((&this_11->sums_0[19U])->y);
         }
-        uint _S376 = 160U + _S335;
-        if(_S376 < _S336)
+        uint _S377 = 160U + _S336;
+        if(_S377 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S376]) = _S332 * *&((&this_11->sums_0[20U])->x);
+            *(&(target_0->result_2)[_S335 + _S377]) = _S333 * *&((&this_11->sums_0[20U])->x);
         }
-        uint _S377 = _S376 + 1U;
-        if(_S377 < _S336)
+        uint _S378 = _S377 + 1U;
+        if(_S378 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S377]) = _S332 * *&((&this_11->sums_0[20U])->y);
+            *(&(target_0->result_2)[_S335 + _S378]) = _S333 * *&((&this_11->sums_0[20U])->y);
         }
-        uint _S378 = 168U + _S335;
-        if(_S378 < _S336)
+        uint _S379 = 168U + _S336;
+        if(_S379 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S378]) = _S332 * *&((&this_11->sums_0[21U])->x);
+            *(&(target_0->result_2)[_S335 + _S379]) = _S333 * *&((&this_11->sums_0[21U])->x);
         }
-        uint _S379 = _S378 + 1U;
-        if(_S379 < _S336)
+        uint _S380 = _S379 + 1U;
+        if(_S380 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S379]) = _S332 * *&((&this_11->sums_0[21U])->y);
+            *(&(target_0->result_2)[_S335 + _S380]) = _S333 * *&((&this_11->sums_0[21U])->y);
         }
-        uint _S380 = 176U + _S335;
-        if(_S380 < _S336)
+        uint _S381 = 176U + _S336;
+        if(_S381 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S380]) = _S332 * *&((&this_11->sums_0[22U])->x);
+            *(&(target_0->result_2)[_S335 + _S381]) = _S333 * *&((&this_11->sums_0[22U])->x);
         }
-        uint _S381 = _S380 + 1U;
-        if(_S381 < _S336)
+        uint _S382 = _S381 + 1U;
+        if(_S382 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S381]) = _S332 * *&((&this_11->sums_0[22U])->y);
+            *(&(target_0->result_2)[_S335 + _S382]) = _S333 * *&((&this_11->sums_0[22U])->y);
         }
-        uint _S382 = 184U + _S335;
-        if(_S382 < _S336)
+        uint _S383 = 184U + _S336;
+        if(_S383 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S382]) = _S332 * *&((&this_11->sums_0[23U])->x);
+            *(&(target_0->result_2)[_S335 + _S383]) = _S333 * *&((&this_11->sums_0[23U])->x);
         }
-        uint _S383 = _S382 + 1U;
-        if(_S383 < _S336)
+        uint _S384 = _S383 + 1U;
+        if(_S384 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S383]) = _S332 * *&((&this_11->sums_0[23U])->y);
+            *(&(target_0->result_2)[_S335 + _S384]) = _S333 * *&((&this_11->sums_0[23U])->y);
         }
-        uint _S384 = 192U + _S335;
-        if(_S384 < _S336)
+        uint _S385 = 192U + _S336;
+        if(_S385 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S384]) = _S332 * *&((&this_11->sums_0[24U])->x);
+            *(&(target_0->result_2)[_S335 + _S385]) = _S333 * *&((&this_11->sums_0[24U])->x);
         }
-        uint _S385 = _S384 + 1U;
-        if(_S385 < _S336)
+        uint _S386 = _S385 + 1U;
+        if(_S386 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S385]) = _S332 * *&((&this_11->sums_0[24U])->y);
+            *(&(target_0->result_2)[_S335 + _S386]) = _S333 * *&((&this_11->sums_0[24U])->y);
         }
-        uint _S386 = 200U + _S335;
-        if(_S386 < _S336)
+        uint _S387 = 200U + _S336;
+        if(_S387 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S386]) = _S332 * *&((&this_11->sums_0[25U])->x);
+            *(&(target_0->result_2)[_S335 + _S387]) = _S333 * *&((&this_11->sums_0[25U])->x);
         }
-        uint _S387 = _S386 + 1U;
-        if(_S387 < _S336)
+        uint _S388 = _S387 + 1U;
+        if(_S388 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S387]) = _S332 * *&((&this_11->sums_0[25U])->y);
+            *(&(target_0->result_2)[_S335 + _S388]) = _S333 * *&((&this_11->sums_0[25U])->y);
         }
-        uint _S388 = 208U + _S335;
-        if(_S388 < _S336)
+        uint _S389 = 208U + _S336;
+        if(_S389 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S388]) = _S332 * *&((&this_11->sums_0[26U])->x);
+            *(&(target_0->result_2)[_S335 + _S389]) = _S333 * *&((&this_11->sums_0[26U])->x);
         }
-        uint _S389 = _S388 + 1U;
-        if(_S389 < _S336)
+        uint _S390 = _S389 + 1U;
+        if(_S390 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S389]) = _S332 * *&((&this_11->sums_0[26U])->y);
+            *(&(target_0->result_2)[_S335 + _S390]) = _S333 * *&((&this_11->sums_0[26U])->y);
         }
-        uint _S390 = 216U + _S335;
-        if(_S390 < _S336)
+        uint _S391 = 216U + _S336;
+        if(_S391 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S390]) = _S332 * *&((&this_11->sums_0[27U])->x);
+            *(&(target_0->result_2)[_S335 + _S391]) = _S333 * *&((&this_11->sums_0[27U])->x);
         }
-        uint _S391 = _S390 + 1U;
-        if(_S391 < _S336)
+        uint _S392 = _S391 + 1U;
+        if(_S392 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S391]) = _S332 * *&((&this_11->sums_0[27U])->y);
+            *(&(target_0->result_2)[_S335 + _S392]) = _S333 * *&((&this_11->sums_0[27U])->y);
         }
-        uint _S392 = 224U + _S335;
-        if(_S392 < _S336)
+        uint _S393 = 224U + _S336;
+        if(_S393 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S392]) = _S332 * *&((&this_11->sums_0[28U])->x);
+            *(&(target_0->result_2)[_S335 + _S393]) = _S333 * *&((&this_11->sums_0[28U])->x);
         }
-        uint _S393 = _S392 + 1U;
-        if(_S393 < _S336)
+        uint _S394 = _S393 + 1U;
+        if(_S394 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S393]) = _S332 * *&((&this_11->sums_0[28U])->y);
+            *(&(target_0->result_2)[_S335 + _S394]) = _S333 * *&((&this_11->sums_0[28U])->y);
         }
-        uint _S394 = 232U + _S335;
-        if(_S394 < _S336)
+        uint _S395 = 232U + _S336;
+        if(_S395 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S394]) = _S332 * *&((&this_11->sums_0[29U])->x);
+            *(&(target_0->result_2)[_S335 + _S395]) = _S333 * *&((&this_11->sums_0[29U])->x);
         }
-        uint _S395 = _S394 + 1U;
-        if(_S395 < _S336)
+        uint _S396 = _S395 + 1U;
+        if(_S396 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S395]) = _S332 * *&((&this_11->sums_0[29U])->y);
+            *(&(target_0->result_2)[_S335 + _S396]) = _S333 * *&((&this_11->sums_0[29U])->y);
         }
-        uint _S396 = 240U + _S335;
-        if(_S396 < _S336)
+        uint _S397 = 240U + _S336;
+        if(_S397 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S396]) = _S332 * *&((&this_11->sums_0[30U])->x);
+            *(&(target_0->result_2)[_S335 + _S397]) = _S333 * *&((&this_11->sums_0[30U])->x);
         }
-        uint _S397 = _S396 + 1U;
-        if(_S397 < _S336)
+        uint _S398 = _S397 + 1U;
+        if(_S398 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S397]) = _S332 * *&((&this_11->sums_0[30U])->y);
+            *(&(target_0->result_2)[_S335 + _S398]) = _S333 * *&((&this_11->sums_0[30U])->y);
         }
-        uint _S398 = 248U + _S335;
-        if(_S398 < _S336)
+        uint _S399 = 248U + _S336;
+        if(_S399 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S398]) = _S332 * *&((&this_11->sums_0[31U])->x);
+            *(&(target_0->result_2)[_S335 + _S399]) = _S333 * *&((&this_11->sums_0[31U])->x);
         }
-        uint _S399 = _S398 + 1U;
-        if(_S399 < _S336)
+        uint _S400 = _S399 + 1U;
+        if(_S400 < _S337)
         {
-            *(&(target_0->result_2)[_S334 + _S399]) = _S332 * *&((&this_11->sums_0[31U])->y);
+            *(&(target_0->result_2)[_S335 + _S400]) = _S333 * *&((&this_11->sums_0[31U])->y);
         }
     }
-    float _S400 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
-    float total_16 = *&((&this_11->totals_0[0U])->y) + _S400;
-    float _S401 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
-    uint _S402 = _S329 + 8U + _S330 / 4U;
-    float _S403 = Target_factor_0(target_0, _S402, *&((&this_11->peaks_0[0U])->y), total_16 + _S401);
-    bool _S404 = Target_has_0(target_0, _S402);
-    if(_S404)
+    float _S401 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_16 = *&((&this_11->totals_0[0U])->y) + _S401;
+    float _S402 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
+    uint _S403 = _S330 + 8U + _S331 / 4U;
+    float _S404 = Target_factor_0(target_0, _S403, *&((&this_11->peaks_0[0U])->y), total_16 + _S402);
+    bool _S405 = Target_has_0(target_0, _S403);
+    if(_S405)
     {
-        uint _S405 = Target_place_0(target_0, _S402);
-        uint _S406 = _S330 % 4U * 2U;
-        uint _S407 = target_0->head_dim_1;
-        if(_S406 < (target_0->head_dim_1))
+        uint _S406 = Target_place_0(target_0, _S403);
+        uint _S407 = _S331 % 4U * 2U;
+        uint _S408 = target_0->head_dim_1;
+        if(_S407 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S405 + _S406]) = _S403 * *&((&this_11->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S406 + _S407]) = _S404 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S408 = _S406 + 1U;
-        if(_S408 < _S407)
+        uint _S409 = _S407 + 1U;
+        if(_S409 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S408]) = _S403 * *&((&this_11->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S406 + _S409]) = _S404 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S409 = 8U + _S406;
-        if(_S409 < _S407)
+        uint _S410 = 8U + _S407;
+        if(_S410 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S409]) = _S403 * *&((&this_11->sums_0[1U])->z);
+            *(&(target_0->result_2)[_S406 + _S410]) = _S404 * *&((&this_11->sums_0[1U])->z);
         }
-        uint _S410 = _S409 + 1U;
-        if(_S410 < _S407)
+        uint _S411 = _S410 + 1U;
+        if(_S411 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S410]) = _S403 * *&((&this_11->sums_0[1U])->w);
+            *(&(target_0->result_2)[_S406 + _S411]) = _S404 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S411 = 16U + _S406;
-        if(_S411 < _S407)
+        uint _S412 = 16U + _S407;
+        if(_S412 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S411]) = _S403 * *&((&this_11->sums_0[2U])->z);
+            *(&(target_0->result_2)[_S406 + _S412]) = _S404 * *&((&this_11->sums_0[2U])->z);
         }
-        uint _S412 = _S411 + 1U;
-        if(_S412 < _S407)
+        uint _S413 = _S412 + 1U;
+        if(_S413 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S412]) = _S403 * *&((&this_11->sums_0[2U])->w);
+            *(&(target_0->result_2)[_S406 + _S413]) = _S404 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S413 = 24U + _S406;
-        if(_S413 < _S407)
+        uint _S414 = 24U + _S407;
+        if(_S414 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S413]) = _S403 * *&((&this_11->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S406 + _S414]) = _S404 * *&((&this_11->sums_0[3U])->z);
         }
-        uint _S414 = _S413 + 1U;
-        if(_S414 < _S407)
+        uint _S415 = _S414 + 1U;
+        if(_S415 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S414]) = _S403 * *&((&this_11->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S406 + _S415]) = _S404 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S415 = 32U + _S406;
-        if(_S415 < _S407)
+        uint _S416 = 32U + _S407;
+        if(_S416 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S415]) = _S403 * *&((&this_11->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S406 + _S416]) = _S404 * *&((&this_11->sums_0[4U])->z);
         }
-        uint _S416 = _S415 + 1U;
-        if(_S416 < _S407)
+        uint _S417 = _S416 + 1U;
+        if(_S417 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S416]) = _S403 * *&((&this_11->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S406 + _S417]) = _S404 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S417 = 40U + _S406;
-        if(_S417 < _S407)
+        uint _S418 = 40U + _S407;
+        if(_S418 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S417]) = _S403 * *&((&this_11->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S406 + _S418]) = _S404 * *&((&this_11->sums_0[5U])->z);
         }
-        uint _S418 = _S417 + 1U;
-        if(_S418 < _S407)
+        uint _S419 = _S418 + 1U;
+        if(_S419 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S418]) = _S403 * *&((&this_11->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S406 + _S419]) = _S404 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S419 = 48U + _S406;
-        if(_S419 < _S407)
+        uint _S420 = 48U + _S407;
+        if(_S420 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S419]) = _S403 * *&((&this_11->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S406 + _S420]) = _S404 * *&((&this_11->sums_0[6U])->z);
         }
-        uint _S420 = _S419 + 1U;
-        if(_S420 < _S407)
+        uint _S421 = _S420 + 1U;
+        if(_S421 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S420]) = _S403 * *&((&this_11->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S406 + _S421]) = _S404 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S421 = 56U + _S406;
-        if(_S421 < _S407)
+        uint _S422 = 56U + _S407;
+        if(_S422 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S421]) = _S403 * *&((&this_11->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S406 + _S422]) = _S404 * *&((&this_11->sums_0[7U])->z);
         }
-        uint _S422 = _S421 + 1U;
-        if(_S422 < _S407)
+        uint _S423 = _S422 + 1U;
+        if(_S423 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S422]) = _S403 * *&((&this_11->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S406 + _S423]) = _S404 * *&((&this_11->sums_0[7U])->w);
         }
-        uint _S423 = 64U + _S406;
-        if(_S423 < _S407)
+        uint _S424 = 64U + _S407;
+        if(_S424 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S423]) = _S403 * *&((&this_11->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S406 + _S424]) = _S404 * *&((&this_11->sums_0[8U])->z);
         }
-        uint _S424 = _S423 + 1U;
-        if(_S424 < _S407)
+        uint _S425 = _S424 + 1U;
+        if(_S425 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S424]) = _S403 * *&((&this_11->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S406 + _S425]) = _S404 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S425 = 72U + _S406;
-        if(_S425 < _S407)
+        uint _S426 = 72U + _S407;
+        if(_S426 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S425]) = _S403 * *&((&this_11->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S406 + _S426]) = _S404 * *&((&this_11->sums_0[9U])->z);
         }
-        uint _S426 = _S425 + 1U;
-        if(_S426 < _S407)
+        uint _S427 = _S426 + 1U;
+        if(_S427 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S426]) = _S403 * *&((&this_11->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S406 + _S427]) = _S404 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S427 = 80U + _S406;
-        if(_S427 < _S407)
+        uint _S428 = 80U + _S407;
+        if(_S428 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S427]) = _S403 * *&((&this_11->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S406 + _S428]) = _S404 * *&((&this_11->sums_0[10U])->z);
         }
-        uint _S428 = _S427 + 1U;
-        if(_S428 < _S407)
+        uint _S429 = _S428 + 1U;
+        if(_S429 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S428]) = _S403 * *&((&this_11->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S406 + _S429]) = _S404 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S429 = 88U + _S406;
-        if(_S429 < _S407)
+        uint _S430 = 88U + _S407;
+        if(_S430 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S429]) = _S403 * *&((&this_11->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S406 + _S430]) = _S404 * *&((&this_11->sums_0[11U])->z);
         }
-        uint _S430 = _S429 + 1U;
-        if(_S430 < _S407)
+        uint _S431 = _S430 + 1U;
+        if(_S431 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S430]) = _S403 * *&((&this_11->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S406 + _S431]) = _S404 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S431 = 96U + _S406;
-        if(_S431 < _S407)
+        uint _S432 = 96U + _S407;
+        if(_S432 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S431]) = _S403 * *&((&this_11->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S406 + _S432]) = _S404 * *&((&this_11->sums_0[12U])->z);
         }
-        uint _S432 = _S431 + 1U;
-        if(_S432 < _S407)
+        uint _S433 = _S432 + 1U;
+        if(_S433 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S432]) = _S403 * *&((&this_11->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S406 + _S433]) = _S404 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S433 = 104U + _S406;
-        if(_S433 < _S407)
+        uint _S434 = 104U + _S407;
+        if(_S434 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S433]) = _S403 * *&((&this_11->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S406 + _S434]) = _S404 * *&((&this_11->sums_0[13U])->z);
         }
-        uint _S434 = _S433 + 1U;
-        if(_S434 < _S407)
+        uint _S435 = _S434 + 1U;
+        if(_S435 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S434]) = _S403 * *&((&this_11->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S406 + _S435]) = _S404 * *&((&this_11->sums_0[13U])->w);
         }
-        uint _S435 = 112U + _S406;
-        if(_S435 < _S407)
+        uint _S436 = 112U + _S407;
+        if(_S436 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S435]) = _S403 * *&((&this_11->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S406 + _S436]) = _S404 * *&((&this_11->sums_0[14U])->z);
         }
-        uint _S436 = _S435 + 1U;
-        if(_S436 < _S407)
+        uint _S437 = _S436 + 1U;
+        if(_S437 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S436]) = _S403 * *&((&this_11->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S406 + _S437]) = _S404 * *&((&this_11->sums_0[14U])->w);
         }
-        uint _S437 = 120U + _S406;
-        if(_S437 < _S407)
+        uint _S438 = 120U + _S407;
+        if(_S438 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S437]) = _S403 * *&((&this_11->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S406 + _S438]) = _S404 * *&((&this_11->sums_0[15U])->z);
         }
-        uint _S438 = _S437 + 1U;
-        if(_S438 < _S407)
+        uint _S439 = _S438 + 1U;
+        if(_S439 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S438]) = _S403 * *&((&this_11->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S406 + _S439]) = _S404 * *&((&this_11->sums_0[15U])->w);
         }
-        uint _S439 = 128U + _S406;
-        if(_S439 < _S407)
+        uint _S440 = 128U + _S407;
+        if(_S440 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S439]) = _S403 * *&((&this_11->sums_0[16U])->z);
+            *(&(target_0->result_2)[_S406 + _S440]) = _S404 * *&((&this_11->sums_0[16U])->z);
         }
-        uint _S440 = _S439 + 1U;
-        if(_S440 < _S407)
+        uint _S441 = _S440 + 1U;
+        if(_S441 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S440]) = _S403 * *&((&this_11->sums_0[16U])->w);
+            *(&(target_0->result_2)[_S406 + _S441]) = _S404 * *&((&this_11->sums_0[16U])->w);
         }
-        uint _S441 = 136U + _S406;
-        if(_S441 < _S407)
+        uint _S442 = 136U + _S407;
+        if(_S442 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S441]) = _S403 * *&((&this_11->sums_0[17U])->z);
+            *(&(target_0->result_2)[_S406 + _S442]) = _S404 * *&((&this_11->sums_0[17U])->z);
         }
-        uint _S442 = _S441 + 1U;
-        if(_S442 < _S407)
+        uint _S443 = _S442 + 1U;
+        if(_S443 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S442]) = _S403 * *&((&this_11->sums_0[17U])->w);
+            *(&(target_0->result_2)[_S406 + _S443]) = _S404 * *&((&this_11->sums_0[17U])->w);
         }
-        uint _S443 = 144U + _S406;
-        if(_S443 < _S407)
+        uint _S444 = 144U + _S407;
+        if(_S444 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S443]) = _S403 * *&((&this_11->sums_0[18U])->z);
+            *(&(target_0->result_2)[_S406 + _S444]) = _S404 * *&((&this_11->sums_0[18U])->z);
         }
-        uint _S444 = _S443 + 1U;
-        if(_S444 < _S407)
+        uint _S445 = _S444 + 1U;
+        if(_S445 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S444]) = _S403 * *&((&this_11->sums_0[18U])->w);
+            *(&(target_0->result_2)[_S406 + _S445]) = _S404 * *&((&this_11->sums_0[18U])->w);
         }
-        uint _S445 = 152U + _S406;
-        if(_S445 < _S407)
+        uint _S446 = 152U + _S407;
+        if(_S446 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S445]) = _S403 * *&((&this_11->sums_0[19U])->z);
+            *(&(target_0->result_2)[_S406 + _S446]) = _S404 * *&((&this_11->sums_0[19U])->z);
         }
-        uint _S446 = _S445 + 1U;
-        if(_S446 < _S407)
+        uint _S447 = _S446 + 1U;
+        if(_S447 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S446]) = _S403 * *&((&this_11->sums_0[19U])->w);
+            *(&(target_0->result_2)[_S406 + _S447]) = _S404 * *&((&this_11->sums_0[19U])->w);
         }
-        uint _S447 = 160U + _S406;
-        if(_S447 < _S407)
+        uint _S448 = 160U + _S407;
+        if(_S448 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S447]) = _S403 * *&((&this_11->sums_0[20U])->z);
+            *(&(target_0->result_2)[_S406 + _S448]) = _S404 * *&((&this_11->sums_0[20U])->z);
         }
-        uint _S448 = _S447 + 1U;
-        if(_S448 < _S407)
+        uint _S449 = _S448 + 1U;
+        if(_S449 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S448]) = _S403 * *&((&this_11->sums_0[20U])->w);
+            *(&(target_0->result_2)[_S406 + _S449]) = _S404 * *&((&this_11->sums_0[20U])->w);
         }
-        uint _S449 = 168U + _S406;
-        if(_S449 < _S407)
+        uint _S450 = 168U + _S407;
+        if(_S450 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S449]) = _S403 * *&((&this_11->sums_0[21U])->z);
+            *(&(target_0->result_2)[_S406 + _S450]) = _S404 * *&((&this_11->sums_0[21U])->z);
         }
-        uint _S450 = _S449 + 1U;
-        if(_S450 < _S407)
+        uint _S451 = _S450 + 1U;
+        if(_S451 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S450]) = _S403 * *&((&this_11->sums_0[21U])->w);
+            *(&(target_0->result_2)[_S406 + _S451]) = _S404 * *&((&this_11->sums_0[21U])->w);
         }
-        uint _S451 = 176U + _S406;
-        if(_S451 < _S407)
+        uint _S452 = 176U + _S407;
+        if(_S452 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S451]) = _S403 * *&((&this_11->sums_0[22U])->z);
+            *(&(target_0->result_2)[_S406 + _S452]) = _S404 * *&((&this_11->sums_0[22U])->z);
         }
-        uint _S452 = _S451 + 1U;
-        if(_S452 < _S407)
+        uint _S453 = _S452 + 1U;
+        if(_S453 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S452]) = _S403 * *&((&this_11->sums_0[22U])->w);
+            *(&(target_0->result_2)[_S406 + _S453]) = _S404 * *&((&this_11->sums_0[22U])->w);
         }
-        uint _S453 = 184U + _S406;
-        if(_S453 < _S407)
+        uint _S454 = 184U + _S407;
+        if(_S454 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S453]) = _S403 * *&((&this_11->sums_0[23U])->z);
+            *(&(target_0->result_2)[_S406 + _S454]) = _S404 * *&((&this_11->sums_0[23U])->z);
         }
-        uint _S454 = _S453 + 1U;
-        if(_S454 < _S407)
+        uint _S455 = _S454 + 1U;
+        if(_S455 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S454]) = _S403 * *&((&this_11->sums_0[23U])->w);
+            *(&(target_0->result_2)[_S406 + _S455]) = _S404 * *&((&this_11->sums_0[23U])->w);
         }
-        uint _S455 = 192U + _S406;
-        if(_S455 < _S407)
+        uint _S456 = 192U + _S407;
+        if(_S456 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S455]) = _S403 * *&((&this_11->sums_0[24U])->z);
+            *(&(target_0->result_2)[_S406 + _S456]) = _S404 * *&((&this_11->sums_0[24U])->z);
         }
-        uint _S456 = _S455 + 1U;
-        if(_S456 < _S407)
+        uint _S457 = _S456 + 1U;
+        if(_S457 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S456]) = _S403 * *&((&this_11->sums_0[24U])->w);
+            *(&(target_0->result_2)[_S406 + _S457]) = _S404 * *&((&this_11->sums_0[24U])->w);
         }
-        uint _S457 = 200U + _S406;
-        if(_S457 < _S407)
+        uint _S458 = 200U + _S407;
+        if(_S458 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S457]) = _S403 * *&((&this_11->sums_0[25U])->z);
+            *(&(target_0->result_2)[_S406 + _S458]) = _S404 * *&((&this_11->sums_0[25U])->z);
         }
-        uint _S458 = _S457 + 1U;
-        if(_S458 < _S407)
+        uint _S459 = _S458 + 1U;
+        if(_S459 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S458]) = _S403 * *&((&this_11->sums_0[25U])->w);
+            *(&(target_0->result_2)[_S406 + _S459]) = _S404 * *&((&this_11->sums_0[25U])->w);
         }
-        uint _S459 = 208U + _S406;
-        if(_S459 < _S407)
+        uint _S460 = 208U + _S407;
+        if(_S460 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S459]) = _S403 * *&((&this_11->sums_0[26U])->z);
+            *(&(target_0->result_2)[_S406 + _S460]) = _S404 * *&((&this_11->sums_0[26U])->z);
         }
-        uint _S460 = _S459 + 1U;
-        if(_S460 < _S407)
+        uint _S461 = _S460 + 1U;
+        if(_S461 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S460]) = _S403 * *&((&this_11->sums_0[26U])->w);
+            *(&(target_0->result_2)[_S406 + _S461]) = _S404 * *&((&this_11->sums_0[26U])->w);
         }
-        uint _S461 = 216U + _S406;
-        if(_S461 < _S407)
+        uint _S462 = 216U + _S407;
+        if(_S462 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S461]) = _S403 * *&((&this_11->sums_0[27U])->z);
+            *(&(target_0->result_2)[_S406 + _S462]) = _S404 * *&((&this_11->sums_0[27U])->z);
         }
-        uint _S462 = _S461 + 1U;
-        if(_S462 < _S407)
+        uint _S463 = _S462 + 1U;
+        if(_S463 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S462]) = _S403 * *&((&this_11->sums_0[27U])->w);
+            *(&(target_0->result_2)[_S406 + _S463]) = _S404 * *&((&this_11->sums_0[27U])->w);
         }
-        uint _S463 = 224U + _S406;
-        if(_S463 < _S407)
+        uint _S464 = 224U + _S407;
+        if(_S464 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S463]) = _S403 * *&((&this_11->sums_0[28U])->z);
+            *(&(target_0->result_2)[_S406 + _S464]) = _S404 * *&((&this_11->sums_0[28U])->z);
         }
-        uint _S464 = _S463 + 1U;
-        if(_S464 < _S407)
+        uint _S465 = _S464 + 1U;
+        if(_S465 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S464]) = _S403 * *&((&this_11->sums_0[28U])->w);
+            *(&(target_0->result_2)[_S406 + _S465]) = _S404 * *&((&this_11->sums_0[28U])->w);
         }
-        uint _S465 = 232U + _S406;
-        if(_S465 < _S407)
+        uint _S466 = 232U + _S407;
+        if(_S466 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S465]) = _S403 * *&((&this_11->sums_0[29U])->z);
+            *(&(target_0->result_2)[_S406 + _S466]) = _S404 * *&((&this_11->sums_0[29U])->z);
         }
-        uint _S466 = _S465 + 1U;
-        if(_S466 < _S407)
+        uint _S467 = _S466 + 1U;
+        if(_S467 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S466]) = _S403 * *&((&this_11->sums_0[29U])->w);
+            *(&(target_0->result_2)[_S406 + _S467]) = _S404 * *&((&this_11->sums_0[29U])->w);
         }
-        uint _S467 = 240U + _S406;
-        if(_S467 < _S407)
+        uint _S468 = 240U + _S407;
+        if(_S468 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S467]) = _S403 * *&((&this_11->sums_0[30U])->z);
+            *(&(target_0->result_2)[_S406 + _S468]) = _S404 * *&((&this_11->sums_0[30U])->z);
         }
-        uint _S468 = _S467 + 1U;
-        if(_S468 < _S407)
+        uint _S469 = _S468 + 1U;
+        if(_S469 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S468]) = _S403 * *&((&this_11->sums_0[30U])->w);
+            *(&(target_0->result_2)[_S406 + _S469]) = _S404 * *&((&this_11->sums_0[30U])->w);
         }
-        uint _S469 = 248U + _S406;
-        if(_S469 < _S407)
+        uint _S470 = 248U + _S407;
+        if(_S470 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S469]) = _S403 * *&((&this_11->sums_0[31U])->z);
+            *(&(target_0->result_2)[_S406 + _S470]) = _S404 * *&((&this_11->sums_0[31U])->z);
         }
-        uint _S470 = _S469 + 1U;
-        if(_S470 < _S407)
+        uint _S471 = _S470 + 1U;
+        if(_S471 < _S408)
         {
-            *(&(target_0->result_2)[_S405 + _S470]) = _S403 * *&((&this_11->sums_0[31U])->w);
+            *(&(target_0->result_2)[_S406 + _S471]) = _S404 * *&((&this_11->sums_0[31U])->w);
         }
     }
     return;
@@ -1931,36 +1937,36 @@ __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 
 __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<uint4 > k_pages_0, StructuredBuffer<uint4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
 {
-    bool _S471;
     bool _S472;
     bool _S473;
-    uint _S474 = p_0->kv_heads_0;
-    uint _S475 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S476 = (U32_min((_S475), (64U)));
-    uint _S477 = 64U / _S476;
-    uint _S478 = (_S475 + 64U - 1U) / 64U;
-    uint _S479 = _S474 * _S478;
-    uint _S480 = p_0->batch_offset_0;
-    uint _S481 = p_0->batch_row_0;
-    uint _S482 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S483 = (_S482 + _S477 - 1U) / _S477;
-    uint _S484 = group_number_0(group_1);
-    if(_S484 >= (_S483 * _S479))
+    bool _S474;
+    uint _S475 = p_0->kv_heads_0;
+    uint _S476 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S477 = (U32_min((_S476), (64U)));
+    uint _S478 = 64U / _S477;
+    uint _S479 = (_S476 + 64U - 1U) / 64U;
+    uint _S480 = _S475 * _S479;
+    uint _S481 = p_0->batch_offset_0;
+    uint _S482 = p_0->batch_row_0;
+    uint _S483 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S484 = (_S483 + _S478 - 1U) / _S478;
+    uint _S485 = group_number_0(group_1);
+    if(_S485 >= (_S484 * _S480))
     {
         return;
     }
-    uint _S485 = _S484 % _S479;
-    uint _S486 = _S483 - 1U;
-    uint _S487 = _S484 / _S479;
-    uint _S488 = (_S486 - _S487) * _S477;
-    uint _S489 = (U32_min((_S488 + _S477), (_S482)));
-    uint _S490 = _S485 / _S478;
-    uint _S491 = _S490 * _S475;
-    uint _S492 = _S485 % _S478;
-    uint _S493 = _S491 + _S492 * 64U;
-    uint _S494 = (_S490 + 1U) * _S475;
-    uint _S495 = p_0->head_dim_0;
-    uint _S496 = _S474 * p_0->head_dim_0;
+    uint _S486 = _S485 % _S480;
+    uint _S487 = _S484 - 1U;
+    uint _S488 = _S485 / _S480;
+    uint _S489 = (_S487 - _S488) * _S478;
+    uint _S490 = (U32_min((_S489 + _S478), (_S483)));
+    uint _S491 = _S486 / _S479;
+    uint _S492 = _S491 * _S476;
+    uint _S493 = _S486 % _S479;
+    uint _S494 = _S492 + _S493 * 64U;
+    uint _S495 = (_S491 + 1U) * _S476;
+    uint _S496 = p_0->head_dim_0;
+    uint _S497 = _S475 * p_0->head_dim_0;
     uint i_2 = thread_1;
     for(;;)
     {
@@ -1971,23 +1977,14 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S497 = i_2 / 32U;
-        uint _S498 = i_2 % 32U;
-        int4  _S499 = make_int4 (int(0));
-        uint4  _S500 = make_uint4 ((uint)_S499.x, (uint)_S499.y, (uint)_S499.z, (uint)_S499.w);
-        if(_S497 < (_S477 * _S476))
+        uint _S498 = i_2 / 32U;
+        uint _S499 = i_2 % 32U;
+        int4  _S500 = make_int4 (int(0));
+        uint4  _S501 = make_uint4 ((uint)_S500.x, (uint)_S500.y, (uint)_S500.z, (uint)_S500.w);
+        if(_S498 < (_S478 * _S477))
         {
-            uint _S501 = _S497 / _S476;
-            _S471 = (_S488 + _S501) < _S489;
-        }
-        else
-        {
-            _S471 = false;
-        }
-        if(_S471)
-        {
-            uint _S502 = _S497 % _S476;
-            _S472 = (_S493 + _S502) < _S494;
+            uint _S502 = _S498 / _S477;
+            _S472 = (_S489 + _S502) < _S490;
         }
         else
         {
@@ -1995,132 +1992,141 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         }
         if(_S472)
         {
-            _S473 = (8U * _S498) < _S495;
+            uint _S503 = _S498 % _S477;
+            _S473 = (_S494 + _S503) < _S495;
         }
         else
         {
             _S473 = false;
         }
-        uint4  halves_0;
         if(_S473)
         {
-            uint _S503 = p_0->q_offset_0;
-            uint _S504 = _S497 / _S476;
-            uint _S505 = _S503 + (_S488 + _S504) * p_0->q_stride_0;
-            uint _S506 = _S497 % _S476;
-            uint _S507 = (_S505 + (_S493 + _S506) * _S495) / 4U + 2U * _S498;
-            float _S508 = 1.4426950216293335f * p_0->scale_2;
-            float4  _S509 = __ldg((&(q_0)[_S507]));
-            float4  _S510 = make_float4 (-65504.0f);
-            float4  _S511 = make_float4 (65504.0f);
-            float4  _S512 = clamp_0(make_float4 (_S508) * _S509, _S510, _S511);
-            float4  _S513 = __ldg((&(q_0)[_S507 + 1U]));
-            uint4  _S514 = eight_halves_1(_S512, clamp_0(make_float4 (_S508) * _S513, _S510, _S511));
-            halves_0 = _S514;
+            _S474 = (8U * _S499) < _S496;
         }
         else
         {
-            halves_0 = _S500;
+            _S474 = false;
         }
-        put_0(_S497 * 33U + _S498, halves_0);
+        uint4  halves_0;
+        if(_S474)
+        {
+            uint _S504 = p_0->q_offset_0;
+            uint _S505 = _S498 / _S477;
+            uint _S506 = _S504 + (_S489 + _S505) * p_0->q_stride_0;
+            uint _S507 = _S498 % _S477;
+            uint _S508 = (_S506 + (_S494 + _S507) * _S496) / 4U + 2U * _S499;
+            float _S509 = 1.4426950216293335f * p_0->scale_2;
+            float4  _S510 = __ldg((&(q_0)[_S508]));
+            float4  _S511 = make_float4 (-65504.0f);
+            float4  _S512 = make_float4 (65504.0f);
+            float4  _S513 = clamp_0(make_float4 (_S509) * _S510, _S511, _S512);
+            float4  _S514 = __ldg((&(q_0)[_S508 + 1U]));
+            uint4  _S515 = eight_halves_1(_S513, clamp_0(make_float4 (_S509) * _S514, _S511, _S512));
+            halves_0 = _S515;
+        }
+        else
+        {
+            halves_0 = _S501;
+        }
+        put_0(_S498 * 33U + _S499, halves_0);
         i_2 = i_2 + 128U;
     }
-    if(thread_1 < _S477)
+    if(thread_1 < _S478)
     {
-        _S471 = (_S488 + thread_1) < _S489;
+        _S472 = (_S489 + thread_1) < _S490;
     }
     else
     {
-        _S471 = false;
+        _S472 = false;
     }
-    if(_S471)
+    if(_S472)
     {
-        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S480, _S481 + _S488 + thread_1);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S481, _S482 + _S489 + thread_1);
     }
     __syncthreads();
-    uint _S515 = thread_1 % 32U;
+    uint _S516 = thread_1 % 32U;
     Attending_0 attending_0;
     Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S516 = (&attending_0)->part_0 * 32U;
-    uint _S517 = thread_1 / 32U;
-    uint _S518 = _S490 * _S495 + 8U * (U32_min((_S515), (_S495 / 8U - 1U)));
-    uint row_4 = _S488;
+    uint _S517 = (&attending_0)->part_0 * 32U;
+    uint _S518 = thread_1 / 32U;
+    uint _S519 = _S491 * _S496 + 8U * (U32_min((_S516), (_S496 / 8U - 1U)));
+    uint row_4 = _S489;
     for(;;)
     {
-        if(row_4 < _S489)
+        if(row_4 < _S490)
         {
         }
         else
         {
             break;
         }
-        uint _S519 = (*&row_sequences_0)[row_4 - _S488];
-        uint r_0 = _S515;
-        uint other_0 = _S489;
+        uint _S520 = (*&row_sequences_0)[row_4 - _S489];
+        uint r_0 = _S516;
+        uint other_0 = _S490;
         for(;;)
         {
-            if(r_0 < (_S489 - _S488))
+            if(r_0 < (_S490 - _S489))
             {
             }
             else
             {
                 break;
             }
-            uint _S520 = _S488 + r_0;
-            if(_S520 > row_4)
+            uint _S521 = _S489 + r_0;
+            if(_S521 > row_4)
             {
-                _S471 = ((*&row_sequences_0)[r_0]) != _S519;
+                _S472 = ((*&row_sequences_0)[r_0]) != _S520;
             }
             else
             {
-                _S471 = false;
+                _S472 = false;
             }
-            if(_S471)
+            if(_S472)
             {
-                other_0 = (U32_min((other_0), (_S520)));
+                other_0 = (U32_min((other_0), (_S521)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S521 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S519, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        SequenceTable_0 _S522 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S520, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
         uint begin_2;
         uint end_0;
         if(thread_1 < 64U)
         {
-            uint _S522 = thread_1 / _S476;
-            uint _S523 = _S488 + _S522;
-            if(thread_1 < (_S477 * _S476))
+            uint _S523 = thread_1 / _S477;
+            uint _S524 = _S489 + _S523;
+            if(thread_1 < (_S478 * _S477))
             {
-                _S471 = _S523 < _S489;
+                _S472 = _S524 < _S490;
             }
             else
             {
-                _S471 = false;
+                _S472 = false;
             }
-            if(_S471)
+            if(_S472)
             {
-                uint _S524 = row_position_0(batch_3, _S480, _S481 + _S523);
-                uint _S525 = first_seen_0(_S524, p_0->window_0);
-                if(_S523 >= row_4)
+                uint _S525 = row_position_0(batch_3, _S481, _S482 + _S524);
+                uint _S526 = first_seen_0(_S525, p_0->window_0);
+                if(_S524 >= row_4)
                 {
-                    _S472 = _S523 < row_5;
+                    _S473 = _S524 < row_5;
                 }
                 else
                 {
-                    _S472 = false;
+                    _S473 = false;
                 }
-                if(_S472)
+                if(_S473)
                 {
-                    SequenceTable_0 _S526 = _S521;
-                    uint _S527 = SequenceTable_end_of_0(&_S526, _S524);
-                    i_2 = _S527;
+                    SequenceTable_0 _S527 = _S522;
+                    uint _S528 = SequenceTable_end_of_0(&_S527, _S525);
+                    i_2 = _S528;
                 }
                 else
                 {
                     i_2 = 0U;
                 }
-                begin_2 = _S525;
+                begin_2 = _S526;
                 end_0 = i_2;
             }
             else
@@ -2131,72 +2137,72 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S528 = shown_0(_S515);
-        uint _S529 = _S528.x;
-        uint _S530 = _S528.y;
-        if(_S529 < _S530)
+        uint2  _S529 = shown_0(_S516);
+        uint _S530 = _S529.x;
+        uint _S531 = _S529.y;
+        if(_S530 < _S531)
         {
-            _S471 = _S530 != 4294967295U;
+            _S472 = _S531 != 4294967295U;
         }
         else
         {
-            _S471 = false;
+            _S472 = false;
         }
-        if(_S471)
+        if(_S472)
         {
-            uint _S531 = (U32_max((0U), (_S530)));
-            begin_2 = (U32_min((4294967295U), (_S529)));
-            end_0 = _S531;
+            uint _S532 = (U32_max((0U), (_S531)));
+            begin_2 = (U32_min((4294967295U), (_S530)));
+            end_0 = _S532;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S532 = (U32_max((0U), (_S529)));
-        uint _S533 = (U32_min((4294967295U), (_S530)));
-        uint2  _S534 = shown_0(32U + _S515);
-        uint _S535 = _S534.x;
-        uint _S536 = _S534.y;
-        if(_S535 < _S536)
+        uint _S533 = (U32_max((0U), (_S530)));
+        uint _S534 = (U32_min((4294967295U), (_S531)));
+        uint2  _S535 = shown_0(32U + _S516);
+        uint _S536 = _S535.x;
+        uint _S537 = _S535.y;
+        if(_S536 < _S537)
         {
-            _S472 = _S536 != 4294967295U;
+            _S473 = _S537 != 4294967295U;
         }
         else
         {
-            _S472 = false;
+            _S473 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S472)
+        if(_S473)
         {
-            uint _S537 = (U32_max((end_0), (_S536)));
-            begin_3 = (U32_min((begin_2), (_S535)));
-            end_1 = _S537;
+            uint _S538 = (U32_max((end_0), (_S537)));
+            begin_3 = (U32_min((begin_2), (_S536)));
+            end_1 = _S538;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S538 = (U32_max((_S532), (_S535)));
-        uint _S539 = (U32_min((_S533), (_S536)));
+        uint _S539 = (U32_max((_S533), (_S536)));
+        uint _S540 = (U32_min((_S534), (_S537)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S540 = (__reduce_max_sync(0xffffffffu, (_S538)));
-        uint _S541 = (__reduce_min_sync(0xffffffffu, (_S539)));
+        uint _S541 = (__reduce_max_sync(0xffffffffu, (_S539)));
+        uint _S542 = (__reduce_min_sync(0xffffffffu, (_S540)));
         if(begin_4 < end_2)
         {
             if(thread_1 < 32U)
             {
-                uint _S542 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S543 = _S521;
-                uint _S544 = SequenceTable_slot_0(&_S543, sequences_2, _S542);
-                (*&slots_0)[thread_1] = _S544;
+                uint _S543 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S544 = _S522;
+                uint _S545 = SequenceTable_slot_0(&_S544, sequences_2, _S543);
+                (*&slots_0)[thread_1] = _S545;
             }
             __syncthreads();
-            Parts_0 _S545 = load_0(k_pages_0, p_0->k_pages_offset_0, _S496, _S518, 0U, _S517);
-            Parts_store_0(&_S545, 0U, _S517, _S515);
+            Parts_0 _S546 = load_0(k_pages_0, p_0->k_pages_offset_0, _S497, _S519, 0U, _S518);
+            Parts_store_0(&_S546, 0U, _S518, _S516);
         }
         __syncthreads();
         uint at_3 = begin_4;
@@ -2210,82 +2216,82 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S546 = 1U - now_0;
-            if(at_3 < _S540)
+            uint _S547 = 1U - now_0;
+            if(at_3 < _S541)
             {
-                _S473 = true;
+                _S474 = true;
             }
             else
             {
-                _S473 = (at_3 + 32U) > _S541;
+                _S474 = (at_3 + 32U) > _S542;
             }
-            Parts_0 _S547 = load_0(v_pages_0, p_0->v_pages_offset_0, _S496, _S518, now_0 * 32U, _S517);
-            bool _S548 = thread_1 < 32U;
+            Parts_0 _S548 = load_0(v_pages_0, p_0->v_pages_offset_0, _S497, _S519, now_0 * 32U, _S518);
+            bool _S549 = thread_1 < 32U;
             uint slot_2;
-            if(_S548)
+            if(_S549)
             {
-                uint _S549 = (U32_min((at_3 + 32U + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S550 = _S521;
-                uint _S551 = SequenceTable_slot_0(&_S550, sequences_2, _S549);
-                slot_2 = _S551;
+                uint _S550 = (U32_min((at_3 + 32U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S551 = _S522;
+                uint _S552 = SequenceTable_slot_0(&_S551, sequences_2, _S550);
+                slot_2 = _S552;
             }
             else
             {
                 slot_2 = 0U;
             }
-            uint _S552 = _S516 * 33U;
-            Attending_score_0(&attending_0, _S552);
-            Parts_0 _S553 = _S547;
-            Parts_store_0(&_S553, 1056U, _S517, _S515);
-            if(_S548)
+            uint _S553 = _S517 * 33U;
+            Attending_score_0(&attending_0, _S553);
+            Parts_0 _S554 = _S548;
+            Parts_store_0(&_S554, 1056U, _S518, _S516);
+            if(_S549)
             {
-                (*&slots_0)[_S546 * 32U + thread_1] = slot_2;
+                (*&slots_0)[_S547 * 32U + thread_1] = slot_2;
             }
             __syncthreads();
-            Parts_0 _S554 = load_0(k_pages_0, p_0->k_pages_offset_0, _S496, _S518, _S546 * 32U, _S517);
-            Attending_weigh_0(&attending_0, at_3 + _S516, _S473);
-            Attending_add_0(&attending_0, 1056U + _S552);
-            Parts_0 _S555 = _S554;
-            Parts_store_0(&_S555, 0U, _S517, _S515);
+            Parts_0 _S555 = load_0(k_pages_0, p_0->k_pages_offset_0, _S497, _S519, _S547 * 32U, _S518);
+            Attending_weigh_0(&attending_0, at_3 + _S517, _S474);
+            Attending_add_0(&attending_0, 1056U + _S553);
+            Parts_0 _S556 = _S555;
+            Parts_store_0(&_S556, 0U, _S518, _S516);
             __syncthreads();
             at_3 = at_3 + 32U;
-            now_0 = _S546;
+            now_0 = _S547;
         }
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_3;
-    uint _S556 = p_0->sinks_offset_0;
+    uint _S557 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_2 = 4294967295U;
     }
     else
     {
-        i_2 = _S556 + _S493;
+        i_2 = _S557 + _S494;
     }
     (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_2 = p_0->out_offset_0 + _S488 * p_0->out_stride_0 + _S493 * _S495;
+    (&target_1)->at_2 = p_0->out_offset_0 + _S489 * p_0->out_stride_0 + _S494 * _S496;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S495;
-    (&target_1)->heads_1 = _S476;
-    (&target_1)->rows_3 = _S489 - _S488;
-    (&target_1)->last_0 = _S494 - _S493;
+    (&target_1)->head_dim_1 = _S496;
+    (&target_1)->heads_1 = _S477;
+    (&target_1)->rows_3 = _S490 - _S489;
+    (&target_1)->last_0 = _S495 - _S494;
     Attending_join_0(&attending_0);
     if(((&attending_0)->part_0) == 0U)
     {
-        Attending_0 _S557 = attending_0;
-        Target_0 _S558 = target_1;
-        Attending_write_0(&_S557, &_S558);
+        Attending_0 _S558 = attending_0;
+        Target_0 _S559 = target_1;
+        Attending_write_0(&_S558, &_S559);
     }
     return;
 }
 
 extern "C" __global__ void matrix256_prefill_attention_f16(StructuredBuffer<float4 > q_1, StructuredBuffer<uint4 > k_pages_1, StructuredBuffer<uint4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
 {
-    uint _S559 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S560 = p_1;
-    attend_0(blockIdx, _S559, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S560);
+    uint _S560 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S561 = p_1;
+    attend_0(blockIdx, _S560, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S561);
     return;
 }

@@ -98,21 +98,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  Float32Halves_decode_0(Floats_0 * f_0)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(f_0->first_0, _S5, _S6), clamp_0(f_0->second_0, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(f_0->first_0, _S6, _S7), clamp_0(f_0->second_0, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 2112>  tiles_0;
@@ -125,30 +131,30 @@ __device__ void put_0(uint at_0, uint4  eight_halves_1)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint to_0, uint row_0, uint eight_0)
 {
-    uint _S8 = to_0 + row_0 * 33U + eight_0;
-    uint4  _S9 = Float32Halves_decode_0(&this_0->rows_0[0U]);
-    put_0(_S8, _S9);
-    uint _S10 = to_0 + (row_0 + 4U) * 33U + eight_0;
-    uint4  _S11 = Float32Halves_decode_0(&this_0->rows_0[1U]);
-    put_0(_S10, _S11);
-    uint _S12 = to_0 + (row_0 + 8U) * 33U + eight_0;
-    uint4  _S13 = Float32Halves_decode_0(&this_0->rows_0[2U]);
-    put_0(_S12, _S13);
-    uint _S14 = to_0 + (row_0 + 12U) * 33U + eight_0;
-    uint4  _S15 = Float32Halves_decode_0(&this_0->rows_0[3U]);
-    put_0(_S14, _S15);
-    uint _S16 = to_0 + (row_0 + 16U) * 33U + eight_0;
-    uint4  _S17 = Float32Halves_decode_0(&this_0->rows_0[4U]);
-    put_0(_S16, _S17);
-    uint _S18 = to_0 + (row_0 + 20U) * 33U + eight_0;
-    uint4  _S19 = Float32Halves_decode_0(&this_0->rows_0[5U]);
-    put_0(_S18, _S19);
-    uint _S20 = to_0 + (row_0 + 24U) * 33U + eight_0;
-    uint4  _S21 = Float32Halves_decode_0(&this_0->rows_0[6U]);
-    put_0(_S20, _S21);
-    uint _S22 = to_0 + (row_0 + 28U) * 33U + eight_0;
-    uint4  _S23 = Float32Halves_decode_0(&this_0->rows_0[7U]);
-    put_0(_S22, _S23);
+    uint _S9 = to_0 + row_0 * 33U + eight_0;
+    uint4  _S10 = Float32Halves_decode_0(&this_0->rows_0[0U]);
+    put_0(_S9, _S10);
+    uint _S11 = to_0 + (row_0 + 4U) * 33U + eight_0;
+    uint4  _S12 = Float32Halves_decode_0(&this_0->rows_0[1U]);
+    put_0(_S11, _S12);
+    uint _S13 = to_0 + (row_0 + 8U) * 33U + eight_0;
+    uint4  _S14 = Float32Halves_decode_0(&this_0->rows_0[2U]);
+    put_0(_S13, _S14);
+    uint _S15 = to_0 + (row_0 + 12U) * 33U + eight_0;
+    uint4  _S16 = Float32Halves_decode_0(&this_0->rows_0[3U]);
+    put_0(_S15, _S16);
+    uint _S17 = to_0 + (row_0 + 16U) * 33U + eight_0;
+    uint4  _S18 = Float32Halves_decode_0(&this_0->rows_0[4U]);
+    put_0(_S17, _S18);
+    uint _S19 = to_0 + (row_0 + 20U) * 33U + eight_0;
+    uint4  _S20 = Float32Halves_decode_0(&this_0->rows_0[5U]);
+    put_0(_S19, _S20);
+    uint _S21 = to_0 + (row_0 + 24U) * 33U + eight_0;
+    uint4  _S22 = Float32Halves_decode_0(&this_0->rows_0[6U]);
+    put_0(_S21, _S22);
+    uint _S23 = to_0 + (row_0 + 28U) * 33U + eight_0;
+    uint4  _S24 = Float32Halves_decode_0(&this_0->rows_0[7U]);
+    put_0(_S23, _S24);
     return;
 }
 
@@ -162,10 +168,10 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_1, uint scale_1)
 {
-    Run_0 _S24;
-    (&_S24)->vector_0 = vector_1;
-    (&_S24)->scale_0 = scale_1;
-    return _S24;
+    Run_0 _S25;
+    (&_S25)->vector_0 = vector_1;
+    (&_S25)->scale_0 = scale_1;
+    return _S25;
 }
 
 __device__ Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_0, uint element_0)
@@ -175,32 +181,32 @@ __device__ Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_0, uint 
 
 __device__ Floats_0 Floats_x24init_0(float4  first_1, float4  second_1)
 {
-    Floats_0 _S25;
-    (&_S25)->first_0 = first_1;
-    (&_S25)->second_0 = second_1;
-    return _S25;
+    Floats_0 _S26;
+    (&_S26)->first_0 = first_1;
+    (&_S26)->second_0 = second_1;
+    return _S26;
 }
 
 __device__ Floats_0 Float32Halves_fetch_0(StructuredBuffer<float4 > pool_0, uint offset_1, uint slot_1, uint columns_1, uint element_1)
 {
-    Run_0 _S26 = Float32_run_0(offset_1, slot_1, columns_1, element_1);
-    float4  _S27 = __ldg((&(pool_0)[_S26.vector_0]));
-    float4  _S28 = __ldg((&(pool_0)[_S26.vector_0 + 1U]));
-    return Floats_x24init_0(_S27, _S28);
+    Run_0 _S27 = Float32_run_0(offset_1, slot_1, columns_1, element_1);
+    float4  _S28 = __ldg((&(pool_0)[_S27.vector_0]));
+    float4  _S29 = __ldg((&(pool_0)[_S27.vector_0 + 1U]));
+    return Floats_x24init_0(_S28, _S29);
 }
 
 __device__ Parts_0 load_0(StructuredBuffer<float4 > pool_1, uint offset_2, uint columns_2, uint element_2, uint first_slot_0, uint row_1)
 {
     Parts_0 parts_0;
-    uint _S29 = first_slot_0 + row_1;
-    (&parts_0)->rows_0[0U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S29], columns_2, element_2);
-    (&parts_0)->rows_0[1U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S29 + 4U], columns_2, element_2);
-    (&parts_0)->rows_0[2U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S29 + 8U], columns_2, element_2);
-    (&parts_0)->rows_0[3U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S29 + 12U], columns_2, element_2);
-    (&parts_0)->rows_0[4U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S29 + 16U], columns_2, element_2);
-    (&parts_0)->rows_0[5U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S29 + 20U], columns_2, element_2);
-    (&parts_0)->rows_0[6U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S29 + 24U], columns_2, element_2);
-    (&parts_0)->rows_0[7U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S29 + 28U], columns_2, element_2);
+    uint _S30 = first_slot_0 + row_1;
+    (&parts_0)->rows_0[0U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S30], columns_2, element_2);
+    (&parts_0)->rows_0[1U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S30 + 4U], columns_2, element_2);
+    (&parts_0)->rows_0[2U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S30 + 8U], columns_2, element_2);
+    (&parts_0)->rows_0[3U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S30 + 12U], columns_2, element_2);
+    (&parts_0)->rows_0[4U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S30 + 16U], columns_2, element_2);
+    (&parts_0)->rows_0[5U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S30 + 20U], columns_2, element_2);
+    (&parts_0)->rows_0[6U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S30 + 24U], columns_2, element_2);
+    (&parts_0)->rows_0[7U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S30 + 28U], columns_2, element_2);
     return parts_0;
 }
 
@@ -230,17 +236,17 @@ struct MatrixAttentionParams_0
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_2, uint rows_2)
 {
-    uint _S30;
+    uint _S31;
     if(offset_3 == 4294967295U)
     {
-        _S30 = rows_2;
+        _S31 = rows_2;
     }
     else
     {
-        uint _S31 = __ldg((&(batch_0)[offset_3]));
-        _S30 = (U32_min(((U32_max((_S31), (first_2))) - first_2), (rows_2)));
+        uint _S32 = __ldg((&(batch_0)[offset_3]));
+        _S31 = (U32_min(((U32_max((_S32), (first_2))) - first_2), (rows_2)));
     }
-    return _S30;
+    return _S31;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -252,8 +258,8 @@ __device__ __shared__ FixedArray<uint, 64>  row_sequences_0;
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_2)
 {
-    uint _S32 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_2]));
-    return _S32;
+    uint _S33 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_2]));
+    return _S33;
 }
 
 struct Attending_0
@@ -271,83 +277,83 @@ struct Attending_0
 
 __device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S33 = thread_0 % 32U;
-    this_1->lane_0 = _S33;
-    uint _S34 = thread_0 / 32U;
-    this_1->subgroup_0 = _S34;
-    uint _S35 = _S34 % 4U * 16U;
-    this_1->own_0 = _S35;
+    uint _S34 = thread_0 % 32U;
+    this_1->lane_0 = _S34;
+    uint _S35 = thread_0 / 32U;
+    this_1->subgroup_0 = _S35;
+    uint _S36 = _S35 % 4U * 16U;
+    this_1->own_0 = _S36;
     this_1->part_0 = 0U;
-    uint4  _S36 = (wasmetal_load_four((&(*&tiles_0)[(_S35 + _S33 % 16U) * 33U + _S33 / 16U])));
-    this_1->queries_0[0U] = _S36;
-    uint4  _S37 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 2U + this_1->lane_0 / 16U])));
-    this_1->queries_0[1U] = _S37;
-    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 4U + this_1->lane_0 / 16U])));
-    this_1->queries_0[2U] = _S38;
-    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 6U + this_1->lane_0 / 16U])));
-    this_1->queries_0[3U] = _S39;
-    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 8U + this_1->lane_0 / 16U])));
-    this_1->queries_0[4U] = _S40;
-    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 10U + this_1->lane_0 / 16U])));
-    this_1->queries_0[5U] = _S41;
-    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 12U + this_1->lane_0 / 16U])));
-    this_1->queries_0[6U] = _S42;
-    uint4  _S43 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 14U + this_1->lane_0 / 16U])));
-    this_1->queries_0[7U] = _S43;
-    uint4  _S44 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 16U + this_1->lane_0 / 16U])));
-    this_1->queries_0[8U] = _S44;
-    uint4  _S45 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 18U + this_1->lane_0 / 16U])));
-    this_1->queries_0[9U] = _S45;
-    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 20U + this_1->lane_0 / 16U])));
-    this_1->queries_0[10U] = _S46;
-    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 22U + this_1->lane_0 / 16U])));
-    this_1->queries_0[11U] = _S47;
-    uint4  _S48 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 24U + this_1->lane_0 / 16U])));
-    this_1->queries_0[12U] = _S48;
-    uint4  _S49 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 26U + this_1->lane_0 / 16U])));
-    this_1->queries_0[13U] = _S49;
-    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 28U + this_1->lane_0 / 16U])));
-    this_1->queries_0[14U] = _S50;
-    uint4  _S51 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 30U + this_1->lane_0 / 16U])));
-    this_1->queries_0[15U] = _S51;
+    uint4  _S37 = (wasmetal_load_four((&(*&tiles_0)[(_S36 + _S34 % 16U) * 33U + _S34 / 16U])));
+    this_1->queries_0[0U] = _S37;
+    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S38;
+    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S39;
+    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S40;
+    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 8U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S41;
+    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 10U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S42;
+    uint4  _S43 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 12U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S43;
+    uint4  _S44 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 14U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S44;
+    uint4  _S45 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 16U + this_1->lane_0 / 16U])));
+    this_1->queries_0[8U] = _S45;
+    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 18U + this_1->lane_0 / 16U])));
+    this_1->queries_0[9U] = _S46;
+    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 20U + this_1->lane_0 / 16U])));
+    this_1->queries_0[10U] = _S47;
+    uint4  _S48 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 22U + this_1->lane_0 / 16U])));
+    this_1->queries_0[11U] = _S48;
+    uint4  _S49 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 24U + this_1->lane_0 / 16U])));
+    this_1->queries_0[12U] = _S49;
+    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 26U + this_1->lane_0 / 16U])));
+    this_1->queries_0[13U] = _S50;
+    uint4  _S51 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 28U + this_1->lane_0 / 16U])));
+    this_1->queries_0[14U] = _S51;
+    uint4  _S52 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 30U + this_1->lane_0 / 16U])));
+    this_1->queries_0[15U] = _S52;
     this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S52 = make_int2 (int(0));
-    float2  _S53 = make_float2 ((float)_S52.x, (float)_S52.y);
-    this_1->totals_0[0U] = _S53;
-    int4  _S54 = make_int4 (int(0));
-    float4  _S55 = make_float4 ((float)_S54.x, (float)_S54.y, (float)_S54.z, (float)_S54.w);
-    this_1->sums_0[0U] = _S55;
-    this_1->sums_0[1U] = _S55;
-    this_1->sums_0[2U] = _S55;
-    this_1->sums_0[3U] = _S55;
-    this_1->sums_0[4U] = _S55;
-    this_1->sums_0[5U] = _S55;
-    this_1->sums_0[6U] = _S55;
-    this_1->sums_0[7U] = _S55;
-    this_1->sums_0[8U] = _S55;
-    this_1->sums_0[9U] = _S55;
-    this_1->sums_0[10U] = _S55;
-    this_1->sums_0[11U] = _S55;
-    this_1->sums_0[12U] = _S55;
-    this_1->sums_0[13U] = _S55;
-    this_1->sums_0[14U] = _S55;
-    this_1->sums_0[15U] = _S55;
-    this_1->sums_0[16U] = _S55;
-    this_1->sums_0[17U] = _S55;
-    this_1->sums_0[18U] = _S55;
-    this_1->sums_0[19U] = _S55;
-    this_1->sums_0[20U] = _S55;
-    this_1->sums_0[21U] = _S55;
-    this_1->sums_0[22U] = _S55;
-    this_1->sums_0[23U] = _S55;
-    this_1->sums_0[24U] = _S55;
-    this_1->sums_0[25U] = _S55;
-    this_1->sums_0[26U] = _S55;
-    this_1->sums_0[27U] = _S55;
-    this_1->sums_0[28U] = _S55;
-    this_1->sums_0[29U] = _S55;
-    this_1->sums_0[30U] = _S55;
-    this_1->sums_0[31U] = _S55;
+    int2  _S53 = make_int2 (int(0));
+    float2  _S54 = make_float2 ((float)_S53.x, (float)_S53.y);
+    this_1->totals_0[0U] = _S54;
+    int4  _S55 = make_int4 (int(0));
+    float4  _S56 = make_float4 ((float)_S55.x, (float)_S55.y, (float)_S55.z, (float)_S55.w);
+    this_1->sums_0[0U] = _S56;
+    this_1->sums_0[1U] = _S56;
+    this_1->sums_0[2U] = _S56;
+    this_1->sums_0[3U] = _S56;
+    this_1->sums_0[4U] = _S56;
+    this_1->sums_0[5U] = _S56;
+    this_1->sums_0[6U] = _S56;
+    this_1->sums_0[7U] = _S56;
+    this_1->sums_0[8U] = _S56;
+    this_1->sums_0[9U] = _S56;
+    this_1->sums_0[10U] = _S56;
+    this_1->sums_0[11U] = _S56;
+    this_1->sums_0[12U] = _S56;
+    this_1->sums_0[13U] = _S56;
+    this_1->sums_0[14U] = _S56;
+    this_1->sums_0[15U] = _S56;
+    this_1->sums_0[16U] = _S56;
+    this_1->sums_0[17U] = _S56;
+    this_1->sums_0[18U] = _S56;
+    this_1->sums_0[19U] = _S56;
+    this_1->sums_0[20U] = _S56;
+    this_1->sums_0[21U] = _S56;
+    this_1->sums_0[22U] = _S56;
+    this_1->sums_0[23U] = _S56;
+    this_1->sums_0[24U] = _S56;
+    this_1->sums_0[25U] = _S56;
+    this_1->sums_0[26U] = _S56;
+    this_1->sums_0[27U] = _S56;
+    this_1->sums_0[28U] = _S56;
+    this_1->sums_0[29U] = _S56;
+    this_1->sums_0[30U] = _S56;
+    this_1->sums_0[31U] = _S56;
     return;
 }
 
@@ -361,64 +367,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S56;
-    (&_S56)->begin_0 = begin_1;
-    (&_S56)->page_size_1 = page_size_2;
-    (&_S56)->pages_1 = pages_2;
-    (&_S56)->length_0 = length_1;
-    return _S56;
+    SequenceTable_0 _S57;
+    (&_S57)->begin_0 = begin_1;
+    (&_S57)->page_size_1 = page_size_2;
+    (&_S57)->pages_1 = pages_2;
+    (&_S57)->length_0 = length_1;
+    return _S57;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_5, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S57 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S58 = _S57 + 1U;
-    uint _S59 = __ldg((&(sequences_0)[_S57]));
-    return SequenceTable_x24init_0(_S58, page_size_3, pages_3, (U32_min((_S59), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S58 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S59 = _S58 + 1U;
+    uint _S60 = __ldg((&(sequences_0)[_S58]));
+    return SequenceTable_x24init_0(_S59, page_size_3, pages_3, (U32_min((_S60), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_3)
 {
-    uint _S60 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
-    return _S60;
+    uint _S61 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
+    return _S61;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S61;
+    bool _S62;
     if(window_1 != 0U)
     {
-        _S61 = position_0 >= window_1;
+        _S62 = position_0 >= window_1;
     }
     else
     {
-        _S61 = false;
+        _S62 = false;
     }
-    uint _S62;
-    if(_S61)
+    uint _S63;
+    if(_S62)
     {
-        _S62 = position_0 - window_1 + 1U;
+        _S63 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S62 = 0U;
+        _S63 = 0U;
     }
-    return _S62;
+    return _S63;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S63 = this_2->length_0;
-    uint _S64;
+    uint _S64 = this_2->length_0;
+    uint _S65;
     if(position_1 < (this_2->length_0))
     {
-        _S64 = position_1 + 1U;
+        _S65 = position_1 + 1U;
     }
     else
     {
-        _S64 = _S63;
+        _S65 = _S64;
     }
-    return _S64;
+    return _S65;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -436,782 +442,782 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S65 = this_3->begin_0;
-    uint _S66 = this_3->page_size_1;
-    uint _S67 = position_2 / this_3->page_size_1;
-    uint _S68 = __ldg((&(sequences_1)[_S65 + _S67]));
-    uint _S69 = (U32_min((_S68), (this_3->pages_1 - 1U))) * _S66;
-    uint _S70 = position_2 % _S66;
-    return _S69 + _S70;
+    uint _S66 = this_3->begin_0;
+    uint _S67 = this_3->page_size_1;
+    uint _S68 = position_2 / this_3->page_size_1;
+    uint _S69 = __ldg((&(sequences_1)[_S66 + _S68]));
+    uint _S70 = (U32_min((_S69), (this_3->pages_1 - 1U))) * _S67;
+    uint _S71 = position_2 % _S67;
+    return _S70 + _S71;
 }
 
 __device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S71 = make_int4 (int(0));
-    float4  _S72 = make_float4 ((float)_S71.x, (float)_S71.y, (float)_S71.z, (float)_S71.w);
-    this_4->scores_0[0U] = _S72;
-    this_4->scores_0[1U] = _S72;
-    this_4->scores_0[2U] = _S72;
-    this_4->scores_0[3U] = _S72;
-    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
-    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S73.x, _S73.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S74;
-    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S73.z, _S73.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S75;
-    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S76.x, _S76.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S77;
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S76.z, _S76.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S78;
-    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
-    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S79.x, _S79.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S80;
-    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S79.z, _S79.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S81;
-    uint4  _S82 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S82.x, _S82.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S83;
-    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S82.z, _S82.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S84;
-    uint4  _S85 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
-    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S85.x, _S85.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S86;
-    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S85.z, _S85.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S87;
-    uint4  _S88 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
-    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S88.x, _S88.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S89;
-    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S88.z, _S88.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S90;
-    uint4  _S91 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
-    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S91.x, _S91.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S92;
-    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S91.z, _S91.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S93;
-    uint4  _S94 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
-    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S94.x, _S94.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S95;
-    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S94.z, _S94.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S96;
-    uint4  _S97 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
-    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S97.x, _S97.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S98;
-    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S97.z, _S97.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S99;
-    uint4  _S100 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
-    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S100.x, _S100.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S101;
-    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S100.z, _S100.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S102;
-    uint4  _S103 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
-    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S103.x, _S103.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S104;
-    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S103.z, _S103.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S105;
-    uint4  _S106 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
-    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S106.x, _S106.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S107;
-    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S106.z, _S106.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S108;
-    uint4  _S109 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
-    float4  _S110 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S109.x, _S109.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S110;
-    float4  _S111 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S109.z, _S109.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S111;
-    uint4  _S112 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
-    float4  _S113 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S112.x, _S112.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S113;
-    float4  _S114 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S112.z, _S112.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S114;
-    uint4  _S115 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
-    float4  _S116 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S115.x, _S115.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S116;
-    float4  _S117 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S115.z, _S115.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S117;
-    uint4  _S118 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
-    float4  _S119 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S118.x, _S118.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S119;
-    float4  _S120 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S118.z, _S118.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S120;
-    uint4  _S121 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
-    float4  _S122 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S121.x, _S121.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S122;
-    float4  _S123 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S121.z, _S121.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S123;
-    uint4  _S124 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
-    float4  _S125 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S124.x, _S124.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S125;
-    float4  _S126 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S124.z, _S124.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S126;
-    uint4  _S127 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
-    float4  _S128 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S127.x, _S127.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S128;
-    float4  _S129 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S127.z, _S127.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S129;
-    uint4  _S130 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
-    float4  _S131 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S130.x, _S130.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S131;
-    float4  _S132 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S130.z, _S130.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S132;
-    uint4  _S133 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
-    float4  _S134 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S133.x, _S133.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S134;
-    float4  _S135 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S133.z, _S133.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S135;
-    uint4  _S136 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
-    float4  _S137 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S136.x, _S136.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S137;
-    float4  _S138 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S136.z, _S136.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S138;
-    uint4  _S139 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
-    float4  _S140 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S139.x, _S139.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S140;
-    float4  _S141 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S139.z, _S139.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S141;
-    uint4  _S142 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
-    float4  _S143 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S142.x, _S142.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S143;
-    float4  _S144 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S142.z, _S142.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S144;
-    uint4  _S145 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
-    float4  _S146 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S145.x, _S145.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S146;
-    float4  _S147 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S145.z, _S145.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S147;
-    uint4  _S148 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
-    float4  _S149 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S148.x, _S148.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S149;
-    float4  _S150 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S148.z, _S148.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S150;
-    uint4  _S151 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
-    float4  _S152 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S151.x, _S151.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S152;
-    float4  _S153 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S151.z, _S151.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S153;
-    uint4  _S154 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
-    float4  _S155 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S154.x, _S154.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S155;
-    float4  _S156 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S154.z, _S154.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S156;
-    uint4  _S157 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
-    float4  _S158 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S157.x, _S157.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S158;
-    float4  _S159 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S157.z, _S157.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S159;
-    uint4  _S160 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
-    float4  _S161 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S160.x, _S160.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S161;
-    float4  _S162 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S160.z, _S160.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S162;
-    uint4  _S163 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
-    float4  _S164 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S163.x, _S163.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S164;
-    float4  _S165 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S163.z, _S163.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S165;
-    uint4  _S166 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
-    float4  _S167 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S166.x, _S166.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S167;
-    float4  _S168 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S166.z, _S166.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S168;
+    int4  _S72 = make_int4 (int(0));
+    float4  _S73 = make_float4 ((float)_S72.x, (float)_S72.y, (float)_S72.z, (float)_S72.w);
+    this_4->scores_0[0U] = _S73;
+    this_4->scores_0[1U] = _S73;
+    this_4->scores_0[2U] = _S73;
+    this_4->scores_0[3U] = _S73;
+    uint4  _S74 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
+    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S74.x, _S74.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S75;
+    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S74.z, _S74.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S76;
+    uint4  _S77 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S77.x, _S77.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S78;
+    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S77.z, _S77.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S79;
+    uint4  _S80 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S80.x, _S80.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S81;
+    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S80.z, _S80.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S82;
+    uint4  _S83 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S83.x, _S83.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S84;
+    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S83.z, _S83.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S85;
+    uint4  _S86 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S86.x, _S86.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S87;
+    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S86.z, _S86.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S88;
+    uint4  _S89 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S89.x, _S89.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S90;
+    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S89.z, _S89.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S91;
+    uint4  _S92 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S92.x, _S92.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S93;
+    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S92.z, _S92.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S94;
+    uint4  _S95 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S95.x, _S95.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S96;
+    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S95.z, _S95.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S97;
+    uint4  _S98 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S98.x, _S98.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S99;
+    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S98.z, _S98.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S100;
+    uint4  _S101 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S101.x, _S101.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S102;
+    float4  _S103 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S101.z, _S101.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S103;
+    uint4  _S104 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S104.x, _S104.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S105;
+    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S104.z, _S104.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S106;
+    uint4  _S107 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S107.x, _S107.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S108;
+    float4  _S109 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S107.z, _S107.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S109;
+    uint4  _S110 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S111 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S110.x, _S110.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S111;
+    float4  _S112 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S110.z, _S110.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S112;
+    uint4  _S113 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S114 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S113.x, _S113.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S114;
+    float4  _S115 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S113.z, _S113.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S115;
+    uint4  _S116 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S117 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S116.x, _S116.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S117;
+    float4  _S118 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S116.z, _S116.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S118;
+    uint4  _S119 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S120 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S119.x, _S119.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S120;
+    float4  _S121 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S119.z, _S119.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S121;
+    uint4  _S122 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
+    float4  _S123 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S122.x, _S122.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S123;
+    float4  _S124 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S122.z, _S122.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S124;
+    uint4  _S125 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
+    float4  _S126 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S125.x, _S125.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S126;
+    float4  _S127 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S125.z, _S125.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S127;
+    uint4  _S128 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
+    float4  _S129 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S128.x, _S128.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S129;
+    float4  _S130 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S128.z, _S128.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S130;
+    uint4  _S131 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
+    float4  _S132 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S131.x, _S131.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S132;
+    float4  _S133 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S131.z, _S131.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S133;
+    uint4  _S134 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
+    float4  _S135 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S134.x, _S134.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S135;
+    float4  _S136 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S134.z, _S134.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S136;
+    uint4  _S137 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
+    float4  _S138 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S137.x, _S137.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S138;
+    float4  _S139 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S137.z, _S137.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S139;
+    uint4  _S140 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
+    float4  _S141 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S140.x, _S140.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S141;
+    float4  _S142 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S140.z, _S140.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S142;
+    uint4  _S143 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
+    float4  _S144 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S143.x, _S143.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S144;
+    float4  _S145 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S143.z, _S143.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S145;
+    uint4  _S146 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
+    float4  _S147 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S146.x, _S146.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S147;
+    float4  _S148 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S146.z, _S146.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S148;
+    uint4  _S149 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
+    float4  _S150 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S149.x, _S149.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S150;
+    float4  _S151 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S149.z, _S149.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S151;
+    uint4  _S152 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
+    float4  _S153 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S152.x, _S152.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S153;
+    float4  _S154 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S152.z, _S152.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S154;
+    uint4  _S155 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
+    float4  _S156 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S155.x, _S155.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S156;
+    float4  _S157 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S155.z, _S155.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S157;
+    uint4  _S158 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
+    float4  _S159 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S158.x, _S158.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S159;
+    float4  _S160 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S158.z, _S158.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S160;
+    uint4  _S161 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
+    float4  _S162 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S161.x, _S161.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S162;
+    float4  _S163 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S161.z, _S161.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S163;
+    uint4  _S164 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
+    float4  _S165 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S164.x, _S164.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S165;
+    float4  _S166 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S164.z, _S164.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S166;
+    uint4  _S167 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
+    float4  _S168 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S167.x, _S167.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S168;
+    float4  _S169 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S167.z, _S167.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S169;
     return;
 }
 
 __device__ void Attending_weigh_0(Attending_0 * this_5, uint at_1, bool partly_0)
 {
-    bool _S169;
+    bool _S170;
     if(partly_0)
     {
-        uint2  _S170 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
-        uint _S171 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S172 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
-        if(_S171 < _S172)
+        uint2  _S171 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S172 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S173 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
+        if(_S172 < _S173)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S171 >= (_S170.y);
+            _S170 = _S172 >= (_S171.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S173 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S173 < _S172)
+        uint _S174 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S174 < _S173)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S173 >= (_S170.y);
+            _S170 = _S174 >= (_S171.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S174 = at_1 + 8U;
-        uint _S175 = _S174 + this_5->lane_0 % 4U * 2U;
-        if(_S175 < _S172)
+        uint _S175 = at_1 + 8U;
+        uint _S176 = _S175 + this_5->lane_0 % 4U * 2U;
+        if(_S176 < _S173)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S175 >= (_S170.y);
+            _S170 = _S176 >= (_S171.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S176 = _S174 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S176 < _S172)
+        uint _S177 = _S175 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S177 < _S173)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S176 >= (_S170.y);
+            _S170 = _S177 >= (_S171.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S177 = at_1 + 16U;
-        uint _S178 = _S177 + this_5->lane_0 % 4U * 2U;
-        if(_S178 < _S172)
+        uint _S178 = at_1 + 16U;
+        uint _S179 = _S178 + this_5->lane_0 % 4U * 2U;
+        if(_S179 < _S173)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S178 >= (_S170.y);
+            _S170 = _S179 >= (_S171.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S179 = _S177 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S179 < _S172)
+        uint _S180 = _S178 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S180 < _S173)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S179 >= (_S170.y);
+            _S170 = _S180 >= (_S171.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S180 = at_1 + 24U;
-        uint _S181 = _S180 + this_5->lane_0 % 4U * 2U;
-        if(_S181 < _S172)
+        uint _S181 = at_1 + 24U;
+        uint _S182 = _S181 + this_5->lane_0 % 4U * 2U;
+        if(_S182 < _S173)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S181 >= (_S170.y);
+            _S170 = _S182 >= (_S171.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S182 = _S180 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S182 < _S172)
+        uint _S183 = _S181 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S183 < _S173)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S182 >= (_S170.y);
+            _S170 = _S183 >= (_S171.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S183 = *&((&this_5->peaks_0[0U])->x);
-    float _S184 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S183), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S185 = (__shfl_xor_sync(0xffffffffu, (_S184), (1U)));
-    float _S186 = (F32_max((_S184), (_S185)));
-    float _S187 = (__shfl_xor_sync(0xffffffffu, (_S186), (2U)));
-    float _S188 = (F32_max((_S186), (_S187)));
-    float _S189 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S188)));
-    *&((&this_5->peaks_0[0U])->x) = _S188;
-    float _S190 = _S189 * *&((&this_5->totals_0[0U])->x);
-    float _S191 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S188)));
-    *&((&this_5->scores_0[0U])->x) = _S191;
-    float total_0 = _S190 + _S191;
-    float _S192 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S188)));
-    *&((&this_5->scores_0[0U])->y) = _S192;
-    float total_1 = total_0 + _S192;
-    float _S193 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S188)));
-    *&((&this_5->scores_0[1U])->x) = _S193;
-    float total_2 = total_1 + _S193;
-    float _S194 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S188)));
-    *&((&this_5->scores_0[1U])->y) = _S194;
-    float total_3 = total_2 + _S194;
-    float _S195 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S188)));
-    *&((&this_5->scores_0[2U])->x) = _S195;
-    float total_4 = total_3 + _S195;
-    float _S196 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S188)));
-    *&((&this_5->scores_0[2U])->y) = _S196;
-    float total_5 = total_4 + _S196;
-    float _S197 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S188)));
-    *&((&this_5->scores_0[3U])->x) = _S197;
-    float total_6 = total_5 + _S197;
-    float _S198 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S188)));
-    *&((&this_5->scores_0[3U])->y) = _S198;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S198;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S189;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S189;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S189;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S189;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S189;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S189;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S189;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S189;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S189;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S189;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S189;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S189;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S189;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S189;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S189;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S189;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S189;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S189;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S189;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S189;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S189;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S189;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S189;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S189;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S189;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S189;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S189;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S189;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S189;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S189;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S189;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S189;
-    *&((&this_5->sums_0[16U])->x) = *&((&this_5->sums_0[16U])->x) * _S189;
-    *&((&this_5->sums_0[16U])->y) = *&((&this_5->sums_0[16U])->y) * _S189;
-    *&((&this_5->sums_0[17U])->x) = *&((&this_5->sums_0[17U])->x) * _S189;
-    *&((&this_5->sums_0[17U])->y) = *&((&this_5->sums_0[17U])->y) * _S189;
-    *&((&this_5->sums_0[18U])->x) = *&((&this_5->sums_0[18U])->x) * _S189;
-    *&((&this_5->sums_0[18U])->y) = *&((&this_5->sums_0[18U])->y) * _S189;
-    *&((&this_5->sums_0[19U])->x) = *&((&this_5->sums_0[19U])->x) * _S189;
-    *&((&this_5->sums_0[19U])->y) = *&((&this_5->sums_0[19U])->y) * _S189;
-    *&((&this_5->sums_0[20U])->x) = *&((&this_5->sums_0[20U])->x) * _S189;
-    *&((&this_5->sums_0[20U])->y) = *&((&this_5->sums_0[20U])->y) * _S189;
-    *&((&this_5->sums_0[21U])->x) = *&((&this_5->sums_0[21U])->x) * _S189;
-    *&((&this_5->sums_0[21U])->y) = *&((&this_5->sums_0[21U])->y) * _S189;
-    *&((&this_5->sums_0[22U])->x) = *&((&this_5->sums_0[22U])->x) * _S189;
-    *&((&this_5->sums_0[22U])->y) = *&((&this_5->sums_0[22U])->y) * _S189;
-    *&((&this_5->sums_0[23U])->x) = *&((&this_5->sums_0[23U])->x) * _S189;
-    *&((&this_5->sums_0[23U])->y) = *&((&this_5->sums_0[23U])->y) * _S189;
-    *&((&this_5->sums_0[24U])->x) = *&((&this_5->sums_0[24U])->x) * _S189;
-    *&((&this_5->sums_0[24U])->y) = *&((&this_5->sums_0[24U])->y) * _S189;
-    *&((&this_5->sums_0[25U])->x) = *&((&this_5->sums_0[25U])->x) * _S189;
-    *&((&this_5->sums_0[25U])->y) = *&((&this_5->sums_0[25U])->y) * _S189;
-    *&((&this_5->sums_0[26U])->x) = *&((&this_5->sums_0[26U])->x) * _S189;
-    *&((&this_5->sums_0[26U])->y) = *&((&this_5->sums_0[26U])->y) * _S189;
-    *&((&this_5->sums_0[27U])->x) = *&((&this_5->sums_0[27U])->x) * _S189;
-    *&((&this_5->sums_0[27U])->y) = *&((&this_5->sums_0[27U])->y) * _S189;
-    *&((&this_5->sums_0[28U])->x) = *&((&this_5->sums_0[28U])->x) * _S189;
-    *&((&this_5->sums_0[28U])->y) = *&((&this_5->sums_0[28U])->y) * _S189;
-    *&((&this_5->sums_0[29U])->x) = *&((&this_5->sums_0[29U])->x) * _S189;
-    *&((&this_5->sums_0[29U])->y) = *&((&this_5->sums_0[29U])->y) * _S189;
-    *&((&this_5->sums_0[30U])->x) = *&((&this_5->sums_0[30U])->x) * _S189;
-    *&((&this_5->sums_0[30U])->y) = *&((&this_5->sums_0[30U])->y) * _S189;
-    *&((&this_5->sums_0[31U])->x) = *&((&this_5->sums_0[31U])->x) * _S189;
-    *&((&this_5->sums_0[31U])->y) = *&((&this_5->sums_0[31U])->y) * _S189;
+    float _S184 = *&((&this_5->peaks_0[0U])->x);
+    float _S185 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S184), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S186 = (__shfl_xor_sync(0xffffffffu, (_S185), (1U)));
+    float _S187 = (F32_max((_S185), (_S186)));
+    float _S188 = (__shfl_xor_sync(0xffffffffu, (_S187), (2U)));
+    float _S189 = (F32_max((_S187), (_S188)));
+    float _S190 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S189)));
+    *&((&this_5->peaks_0[0U])->x) = _S189;
+    float _S191 = _S190 * *&((&this_5->totals_0[0U])->x);
+    float _S192 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S189)));
+    *&((&this_5->scores_0[0U])->x) = _S192;
+    float total_0 = _S191 + _S192;
+    float _S193 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S189)));
+    *&((&this_5->scores_0[0U])->y) = _S193;
+    float total_1 = total_0 + _S193;
+    float _S194 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S189)));
+    *&((&this_5->scores_0[1U])->x) = _S194;
+    float total_2 = total_1 + _S194;
+    float _S195 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S189)));
+    *&((&this_5->scores_0[1U])->y) = _S195;
+    float total_3 = total_2 + _S195;
+    float _S196 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S189)));
+    *&((&this_5->scores_0[2U])->x) = _S196;
+    float total_4 = total_3 + _S196;
+    float _S197 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S189)));
+    *&((&this_5->scores_0[2U])->y) = _S197;
+    float total_5 = total_4 + _S197;
+    float _S198 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S189)));
+    *&((&this_5->scores_0[3U])->x) = _S198;
+    float total_6 = total_5 + _S198;
+    float _S199 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S189)));
+    *&((&this_5->scores_0[3U])->y) = _S199;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S199;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S190;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S190;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S190;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S190;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S190;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S190;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S190;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S190;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S190;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S190;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S190;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S190;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S190;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S190;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S190;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S190;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S190;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S190;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S190;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S190;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S190;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S190;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S190;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S190;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S190;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S190;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S190;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S190;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S190;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S190;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S190;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S190;
+    *&((&this_5->sums_0[16U])->x) = *&((&this_5->sums_0[16U])->x) * _S190;
+    *&((&this_5->sums_0[16U])->y) = *&((&this_5->sums_0[16U])->y) * _S190;
+    *&((&this_5->sums_0[17U])->x) = *&((&this_5->sums_0[17U])->x) * _S190;
+    *&((&this_5->sums_0[17U])->y) = *&((&this_5->sums_0[17U])->y) * _S190;
+    *&((&this_5->sums_0[18U])->x) = *&((&this_5->sums_0[18U])->x) * _S190;
+    *&((&this_5->sums_0[18U])->y) = *&((&this_5->sums_0[18U])->y) * _S190;
+    *&((&this_5->sums_0[19U])->x) = *&((&this_5->sums_0[19U])->x) * _S190;
+    *&((&this_5->sums_0[19U])->y) = *&((&this_5->sums_0[19U])->y) * _S190;
+    *&((&this_5->sums_0[20U])->x) = *&((&this_5->sums_0[20U])->x) * _S190;
+    *&((&this_5->sums_0[20U])->y) = *&((&this_5->sums_0[20U])->y) * _S190;
+    *&((&this_5->sums_0[21U])->x) = *&((&this_5->sums_0[21U])->x) * _S190;
+    *&((&this_5->sums_0[21U])->y) = *&((&this_5->sums_0[21U])->y) * _S190;
+    *&((&this_5->sums_0[22U])->x) = *&((&this_5->sums_0[22U])->x) * _S190;
+    *&((&this_5->sums_0[22U])->y) = *&((&this_5->sums_0[22U])->y) * _S190;
+    *&((&this_5->sums_0[23U])->x) = *&((&this_5->sums_0[23U])->x) * _S190;
+    *&((&this_5->sums_0[23U])->y) = *&((&this_5->sums_0[23U])->y) * _S190;
+    *&((&this_5->sums_0[24U])->x) = *&((&this_5->sums_0[24U])->x) * _S190;
+    *&((&this_5->sums_0[24U])->y) = *&((&this_5->sums_0[24U])->y) * _S190;
+    *&((&this_5->sums_0[25U])->x) = *&((&this_5->sums_0[25U])->x) * _S190;
+    *&((&this_5->sums_0[25U])->y) = *&((&this_5->sums_0[25U])->y) * _S190;
+    *&((&this_5->sums_0[26U])->x) = *&((&this_5->sums_0[26U])->x) * _S190;
+    *&((&this_5->sums_0[26U])->y) = *&((&this_5->sums_0[26U])->y) * _S190;
+    *&((&this_5->sums_0[27U])->x) = *&((&this_5->sums_0[27U])->x) * _S190;
+    *&((&this_5->sums_0[27U])->y) = *&((&this_5->sums_0[27U])->y) * _S190;
+    *&((&this_5->sums_0[28U])->x) = *&((&this_5->sums_0[28U])->x) * _S190;
+    *&((&this_5->sums_0[28U])->y) = *&((&this_5->sums_0[28U])->y) * _S190;
+    *&((&this_5->sums_0[29U])->x) = *&((&this_5->sums_0[29U])->x) * _S190;
+    *&((&this_5->sums_0[29U])->y) = *&((&this_5->sums_0[29U])->y) * _S190;
+    *&((&this_5->sums_0[30U])->x) = *&((&this_5->sums_0[30U])->x) * _S190;
+    *&((&this_5->sums_0[30U])->y) = *&((&this_5->sums_0[30U])->y) * _S190;
+    *&((&this_5->sums_0[31U])->x) = *&((&this_5->sums_0[31U])->x) * _S190;
+    *&((&this_5->sums_0[31U])->y) = *&((&this_5->sums_0[31U])->y) * _S190;
     if(partly_0)
     {
-        uint2  _S199 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
-        uint _S200 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S201 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
-        if(_S200 < _S201)
+        uint2  _S200 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S201 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S202 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S201 < _S202)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S200 >= (_S199.y);
+            _S170 = _S201 >= (_S200.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S202 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S202 < _S201)
+        uint _S203 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S203 < _S202)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S202 >= (_S199.y);
+            _S170 = _S203 >= (_S200.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S203 = at_1 + 8U;
-        uint _S204 = _S203 + this_5->lane_0 % 4U * 2U;
-        if(_S204 < _S201)
+        uint _S204 = at_1 + 8U;
+        uint _S205 = _S204 + this_5->lane_0 % 4U * 2U;
+        if(_S205 < _S202)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S204 >= (_S199.y);
+            _S170 = _S205 >= (_S200.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S205 = _S203 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S205 < _S201)
+        uint _S206 = _S204 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S206 < _S202)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S205 >= (_S199.y);
+            _S170 = _S206 >= (_S200.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S206 = at_1 + 16U;
-        uint _S207 = _S206 + this_5->lane_0 % 4U * 2U;
-        if(_S207 < _S201)
+        uint _S207 = at_1 + 16U;
+        uint _S208 = _S207 + this_5->lane_0 % 4U * 2U;
+        if(_S208 < _S202)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S207 >= (_S199.y);
+            _S170 = _S208 >= (_S200.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S208 = _S206 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S208 < _S201)
+        uint _S209 = _S207 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S209 < _S202)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S208 >= (_S199.y);
+            _S170 = _S209 >= (_S200.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S209 = at_1 + 24U;
-        uint _S210 = _S209 + this_5->lane_0 % 4U * 2U;
-        if(_S210 < _S201)
+        uint _S210 = at_1 + 24U;
+        uint _S211 = _S210 + this_5->lane_0 % 4U * 2U;
+        if(_S211 < _S202)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S210 >= (_S199.y);
+            _S170 = _S211 >= (_S200.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S211 = _S209 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S211 < _S201)
+        uint _S212 = _S210 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S212 < _S202)
         {
-            _S169 = true;
+            _S170 = true;
         }
         else
         {
-            _S169 = _S211 >= (_S199.y);
+            _S170 = _S212 >= (_S200.y);
         }
-        if(_S169)
+        if(_S170)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S212 = *&((&this_5->peaks_0[0U])->y);
-    float _S213 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S212), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S214 = (__shfl_xor_sync(0xffffffffu, (_S213), (1U)));
-    float _S215 = (F32_max((_S213), (_S214)));
-    float _S216 = (__shfl_xor_sync(0xffffffffu, (_S215), (2U)));
-    float _S217 = (F32_max((_S215), (_S216)));
-    float _S218 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S217)));
-    *&((&this_5->peaks_0[0U])->y) = _S217;
-    float _S219 = _S218 * *&((&this_5->totals_0[0U])->y);
-    float _S220 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S217)));
-    *&((&this_5->scores_0[0U])->z) = _S220;
-    float total_7 = _S219 + _S220;
-    float _S221 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S217)));
-    *&((&this_5->scores_0[0U])->w) = _S221;
-    float total_8 = total_7 + _S221;
-    float _S222 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S217)));
-    *&((&this_5->scores_0[1U])->z) = _S222;
-    float total_9 = total_8 + _S222;
-    float _S223 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S217)));
-    *&((&this_5->scores_0[1U])->w) = _S223;
-    float total_10 = total_9 + _S223;
-    float _S224 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S217)));
-    *&((&this_5->scores_0[2U])->z) = _S224;
-    float total_11 = total_10 + _S224;
-    float _S225 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S217)));
-    *&((&this_5->scores_0[2U])->w) = _S225;
-    float total_12 = total_11 + _S225;
-    float _S226 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S217)));
-    *&((&this_5->scores_0[3U])->z) = _S226;
-    float total_13 = total_12 + _S226;
-    float _S227 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S217)));
-    *&((&this_5->scores_0[3U])->w) = _S227;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S227;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S218;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S218;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S218;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S218;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S218;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S218;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S218;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S218;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S218;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S218;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S218;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S218;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S218;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S218;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S218;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S218;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S218;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S218;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S218;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S218;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S218;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S218;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S218;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S218;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S218;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S218;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S218;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S218;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S218;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S218;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S218;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S218;
-    *&((&this_5->sums_0[16U])->z) = *&((&this_5->sums_0[16U])->z) * _S218;
-    *&((&this_5->sums_0[16U])->w) = *&((&this_5->sums_0[16U])->w) * _S218;
-    *&((&this_5->sums_0[17U])->z) = *&((&this_5->sums_0[17U])->z) * _S218;
-    *&((&this_5->sums_0[17U])->w) = *&((&this_5->sums_0[17U])->w) * _S218;
-    *&((&this_5->sums_0[18U])->z) = *&((&this_5->sums_0[18U])->z) * _S218;
-    *&((&this_5->sums_0[18U])->w) = *&((&this_5->sums_0[18U])->w) * _S218;
-    *&((&this_5->sums_0[19U])->z) = *&((&this_5->sums_0[19U])->z) * _S218;
-    *&((&this_5->sums_0[19U])->w) = *&((&this_5->sums_0[19U])->w) * _S218;
-    *&((&this_5->sums_0[20U])->z) = *&((&this_5->sums_0[20U])->z) * _S218;
-    *&((&this_5->sums_0[20U])->w) = *&((&this_5->sums_0[20U])->w) * _S218;
-    *&((&this_5->sums_0[21U])->z) = *&((&this_5->sums_0[21U])->z) * _S218;
-    *&((&this_5->sums_0[21U])->w) = *&((&this_5->sums_0[21U])->w) * _S218;
-    *&((&this_5->sums_0[22U])->z) = *&((&this_5->sums_0[22U])->z) * _S218;
-    *&((&this_5->sums_0[22U])->w) = *&((&this_5->sums_0[22U])->w) * _S218;
-    *&((&this_5->sums_0[23U])->z) = *&((&this_5->sums_0[23U])->z) * _S218;
-    *&((&this_5->sums_0[23U])->w) = *&((&this_5->sums_0[23U])->w) * _S218;
-    *&((&this_5->sums_0[24U])->z) = *&((&this_5->sums_0[24U])->z) * _S218;
-    *&((&this_5->sums_0[24U])->w) = *&((&this_5->sums_0[24U])->w) * _S218;
-    *&((&this_5->sums_0[25U])->z) = *&((&this_5->sums_0[25U])->z) * _S218;
-    *&((&this_5->sums_0[25U])->w) = *&((&this_5->sums_0[25U])->w) * _S218;
-    *&((&this_5->sums_0[26U])->z) = *&((&this_5->sums_0[26U])->z) * _S218;
-    *&((&this_5->sums_0[26U])->w) = *&((&this_5->sums_0[26U])->w) * _S218;
-    *&((&this_5->sums_0[27U])->z) = *&((&this_5->sums_0[27U])->z) * _S218;
-    *&((&this_5->sums_0[27U])->w) = *&((&this_5->sums_0[27U])->w) * _S218;
-    *&((&this_5->sums_0[28U])->z) = *&((&this_5->sums_0[28U])->z) * _S218;
-    *&((&this_5->sums_0[28U])->w) = *&((&this_5->sums_0[28U])->w) * _S218;
-    *&((&this_5->sums_0[29U])->z) = *&((&this_5->sums_0[29U])->z) * _S218;
-    *&((&this_5->sums_0[29U])->w) = *&((&this_5->sums_0[29U])->w) * _S218;
-    *&((&this_5->sums_0[30U])->z) = *&((&this_5->sums_0[30U])->z) * _S218;
-    *&((&this_5->sums_0[30U])->w) = *&((&this_5->sums_0[30U])->w) * _S218;
-    *&((&this_5->sums_0[31U])->z) = *&((&this_5->sums_0[31U])->z) * _S218;
-    *&((&this_5->sums_0[31U])->w) = *&((&this_5->sums_0[31U])->w) * _S218;
+    float _S213 = *&((&this_5->peaks_0[0U])->y);
+    float _S214 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S213), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S215 = (__shfl_xor_sync(0xffffffffu, (_S214), (1U)));
+    float _S216 = (F32_max((_S214), (_S215)));
+    float _S217 = (__shfl_xor_sync(0xffffffffu, (_S216), (2U)));
+    float _S218 = (F32_max((_S216), (_S217)));
+    float _S219 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S218)));
+    *&((&this_5->peaks_0[0U])->y) = _S218;
+    float _S220 = _S219 * *&((&this_5->totals_0[0U])->y);
+    float _S221 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S218)));
+    *&((&this_5->scores_0[0U])->z) = _S221;
+    float total_7 = _S220 + _S221;
+    float _S222 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S218)));
+    *&((&this_5->scores_0[0U])->w) = _S222;
+    float total_8 = total_7 + _S222;
+    float _S223 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S218)));
+    *&((&this_5->scores_0[1U])->z) = _S223;
+    float total_9 = total_8 + _S223;
+    float _S224 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S218)));
+    *&((&this_5->scores_0[1U])->w) = _S224;
+    float total_10 = total_9 + _S224;
+    float _S225 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S218)));
+    *&((&this_5->scores_0[2U])->z) = _S225;
+    float total_11 = total_10 + _S225;
+    float _S226 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S218)));
+    *&((&this_5->scores_0[2U])->w) = _S226;
+    float total_12 = total_11 + _S226;
+    float _S227 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S218)));
+    *&((&this_5->scores_0[3U])->z) = _S227;
+    float total_13 = total_12 + _S227;
+    float _S228 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S218)));
+    *&((&this_5->scores_0[3U])->w) = _S228;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S228;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S219;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S219;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S219;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S219;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S219;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S219;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S219;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S219;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S219;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S219;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S219;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S219;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S219;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S219;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S219;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S219;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S219;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S219;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S219;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S219;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S219;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S219;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S219;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S219;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S219;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S219;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S219;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S219;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S219;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S219;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S219;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S219;
+    *&((&this_5->sums_0[16U])->z) = *&((&this_5->sums_0[16U])->z) * _S219;
+    *&((&this_5->sums_0[16U])->w) = *&((&this_5->sums_0[16U])->w) * _S219;
+    *&((&this_5->sums_0[17U])->z) = *&((&this_5->sums_0[17U])->z) * _S219;
+    *&((&this_5->sums_0[17U])->w) = *&((&this_5->sums_0[17U])->w) * _S219;
+    *&((&this_5->sums_0[18U])->z) = *&((&this_5->sums_0[18U])->z) * _S219;
+    *&((&this_5->sums_0[18U])->w) = *&((&this_5->sums_0[18U])->w) * _S219;
+    *&((&this_5->sums_0[19U])->z) = *&((&this_5->sums_0[19U])->z) * _S219;
+    *&((&this_5->sums_0[19U])->w) = *&((&this_5->sums_0[19U])->w) * _S219;
+    *&((&this_5->sums_0[20U])->z) = *&((&this_5->sums_0[20U])->z) * _S219;
+    *&((&this_5->sums_0[20U])->w) = *&((&this_5->sums_0[20U])->w) * _S219;
+    *&((&this_5->sums_0[21U])->z) = *&((&this_5->sums_0[21U])->z) * _S219;
+    *&((&this_5->sums_0[21U])->w) = *&((&this_5->sums_0[21U])->w) * _S219;
+    *&((&this_5->sums_0[22U])->z) = *&((&this_5->sums_0[22U])->z) * _S219;
+    *&((&this_5->sums_0[22U])->w) = *&((&this_5->sums_0[22U])->w) * _S219;
+    *&((&this_5->sums_0[23U])->z) = *&((&this_5->sums_0[23U])->z) * _S219;
+    *&((&this_5->sums_0[23U])->w) = *&((&this_5->sums_0[23U])->w) * _S219;
+    *&((&this_5->sums_0[24U])->z) = *&((&this_5->sums_0[24U])->z) * _S219;
+    *&((&this_5->sums_0[24U])->w) = *&((&this_5->sums_0[24U])->w) * _S219;
+    *&((&this_5->sums_0[25U])->z) = *&((&this_5->sums_0[25U])->z) * _S219;
+    *&((&this_5->sums_0[25U])->w) = *&((&this_5->sums_0[25U])->w) * _S219;
+    *&((&this_5->sums_0[26U])->z) = *&((&this_5->sums_0[26U])->z) * _S219;
+    *&((&this_5->sums_0[26U])->w) = *&((&this_5->sums_0[26U])->w) * _S219;
+    *&((&this_5->sums_0[27U])->z) = *&((&this_5->sums_0[27U])->z) * _S219;
+    *&((&this_5->sums_0[27U])->w) = *&((&this_5->sums_0[27U])->w) * _S219;
+    *&((&this_5->sums_0[28U])->z) = *&((&this_5->sums_0[28U])->z) * _S219;
+    *&((&this_5->sums_0[28U])->w) = *&((&this_5->sums_0[28U])->w) * _S219;
+    *&((&this_5->sums_0[29U])->z) = *&((&this_5->sums_0[29U])->z) * _S219;
+    *&((&this_5->sums_0[29U])->w) = *&((&this_5->sums_0[29U])->w) * _S219;
+    *&((&this_5->sums_0[30U])->z) = *&((&this_5->sums_0[30U])->z) * _S219;
+    *&((&this_5->sums_0[30U])->w) = *&((&this_5->sums_0[30U])->w) * _S219;
+    *&((&this_5->sums_0[31U])->z) = *&((&this_5->sums_0[31U])->z) * _S219;
+    *&((&this_5->sums_0[31U])->w) = *&((&this_5->sums_0[31U])->w) * _S219;
     return;
 }
 
 __device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S228 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S229 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S230 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S231 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S232 = make_uint4 (_S228, _S229, _S230, _S231);
-    uint4  _S233 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + this_6->lane_0 / 16U])));
-    float4  _S234 = (wasmetal_multiply_half((_S232), (uint2 {_S233.x, _S233.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S234;
-    float4  _S235 = (wasmetal_multiply_half((_S232), (uint2 {_S233.z, _S233.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S235;
-    uint4  _S236 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 2U + this_6->lane_0 / 16U])));
-    float4  _S237 = (wasmetal_multiply_half((_S232), (uint2 {_S236.x, _S236.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S237;
-    float4  _S238 = (wasmetal_multiply_half((_S232), (uint2 {_S236.z, _S236.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S238;
-    uint4  _S239 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 4U + this_6->lane_0 / 16U])));
-    float4  _S240 = (wasmetal_multiply_half((_S232), (uint2 {_S239.x, _S239.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S240;
-    float4  _S241 = (wasmetal_multiply_half((_S232), (uint2 {_S239.z, _S239.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S241;
-    uint4  _S242 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 6U + this_6->lane_0 / 16U])));
-    float4  _S243 = (wasmetal_multiply_half((_S232), (uint2 {_S242.x, _S242.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S243;
-    float4  _S244 = (wasmetal_multiply_half((_S232), (uint2 {_S242.z, _S242.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S244;
-    uint4  _S245 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 8U + this_6->lane_0 / 16U])));
-    float4  _S246 = (wasmetal_multiply_half((_S232), (uint2 {_S245.x, _S245.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S246;
-    float4  _S247 = (wasmetal_multiply_half((_S232), (uint2 {_S245.z, _S245.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S247;
-    uint4  _S248 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 10U + this_6->lane_0 / 16U])));
-    float4  _S249 = (wasmetal_multiply_half((_S232), (uint2 {_S248.x, _S248.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S249;
-    float4  _S250 = (wasmetal_multiply_half((_S232), (uint2 {_S248.z, _S248.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S250;
-    uint4  _S251 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 12U + this_6->lane_0 / 16U])));
-    float4  _S252 = (wasmetal_multiply_half((_S232), (uint2 {_S251.x, _S251.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S252;
-    float4  _S253 = (wasmetal_multiply_half((_S232), (uint2 {_S251.z, _S251.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S253;
-    uint4  _S254 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 14U + this_6->lane_0 / 16U])));
-    float4  _S255 = (wasmetal_multiply_half((_S232), (uint2 {_S254.x, _S254.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S255;
-    float4  _S256 = (wasmetal_multiply_half((_S232), (uint2 {_S254.z, _S254.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S256;
-    uint4  _S257 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 16U + this_6->lane_0 / 16U])));
-    float4  _S258 = (wasmetal_multiply_half((_S232), (uint2 {_S257.x, _S257.y}), (this_6->sums_0[16U])));
-    this_6->sums_0[16U] = _S258;
-    float4  _S259 = (wasmetal_multiply_half((_S232), (uint2 {_S257.z, _S257.w}), (this_6->sums_0[17U])));
-    this_6->sums_0[17U] = _S259;
-    uint4  _S260 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 18U + this_6->lane_0 / 16U])));
-    float4  _S261 = (wasmetal_multiply_half((_S232), (uint2 {_S260.x, _S260.y}), (this_6->sums_0[18U])));
-    this_6->sums_0[18U] = _S261;
-    float4  _S262 = (wasmetal_multiply_half((_S232), (uint2 {_S260.z, _S260.w}), (this_6->sums_0[19U])));
-    this_6->sums_0[19U] = _S262;
-    uint4  _S263 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 20U + this_6->lane_0 / 16U])));
-    float4  _S264 = (wasmetal_multiply_half((_S232), (uint2 {_S263.x, _S263.y}), (this_6->sums_0[20U])));
-    this_6->sums_0[20U] = _S264;
-    float4  _S265 = (wasmetal_multiply_half((_S232), (uint2 {_S263.z, _S263.w}), (this_6->sums_0[21U])));
-    this_6->sums_0[21U] = _S265;
-    uint4  _S266 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 22U + this_6->lane_0 / 16U])));
-    float4  _S267 = (wasmetal_multiply_half((_S232), (uint2 {_S266.x, _S266.y}), (this_6->sums_0[22U])));
-    this_6->sums_0[22U] = _S267;
-    float4  _S268 = (wasmetal_multiply_half((_S232), (uint2 {_S266.z, _S266.w}), (this_6->sums_0[23U])));
-    this_6->sums_0[23U] = _S268;
-    uint4  _S269 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 24U + this_6->lane_0 / 16U])));
-    float4  _S270 = (wasmetal_multiply_half((_S232), (uint2 {_S269.x, _S269.y}), (this_6->sums_0[24U])));
-    this_6->sums_0[24U] = _S270;
-    float4  _S271 = (wasmetal_multiply_half((_S232), (uint2 {_S269.z, _S269.w}), (this_6->sums_0[25U])));
-    this_6->sums_0[25U] = _S271;
-    uint4  _S272 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 26U + this_6->lane_0 / 16U])));
-    float4  _S273 = (wasmetal_multiply_half((_S232), (uint2 {_S272.x, _S272.y}), (this_6->sums_0[26U])));
-    this_6->sums_0[26U] = _S273;
-    float4  _S274 = (wasmetal_multiply_half((_S232), (uint2 {_S272.z, _S272.w}), (this_6->sums_0[27U])));
-    this_6->sums_0[27U] = _S274;
-    uint4  _S275 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 28U + this_6->lane_0 / 16U])));
-    float4  _S276 = (wasmetal_multiply_half((_S232), (uint2 {_S275.x, _S275.y}), (this_6->sums_0[28U])));
-    this_6->sums_0[28U] = _S276;
-    float4  _S277 = (wasmetal_multiply_half((_S232), (uint2 {_S275.z, _S275.w}), (this_6->sums_0[29U])));
-    this_6->sums_0[29U] = _S277;
-    uint4  _S278 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 30U + this_6->lane_0 / 16U])));
-    float4  _S279 = (wasmetal_multiply_half((_S232), (uint2 {_S278.x, _S278.y}), (this_6->sums_0[30U])));
-    this_6->sums_0[30U] = _S279;
-    float4  _S280 = (wasmetal_multiply_half((_S232), (uint2 {_S278.z, _S278.w}), (this_6->sums_0[31U])));
-    this_6->sums_0[31U] = _S280;
-    uint _S281 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S282 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S283 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S284 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S285 = make_uint4 (_S281, _S282, _S283, _S284);
-    uint4  _S286 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + this_6->lane_0 / 16U])));
-    float4  _S287 = (wasmetal_multiply_half((_S285), (uint2 {_S286.x, _S286.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S287;
-    float4  _S288 = (wasmetal_multiply_half((_S285), (uint2 {_S286.z, _S286.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S288;
-    uint4  _S289 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 2U + this_6->lane_0 / 16U])));
-    float4  _S290 = (wasmetal_multiply_half((_S285), (uint2 {_S289.x, _S289.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S290;
-    float4  _S291 = (wasmetal_multiply_half((_S285), (uint2 {_S289.z, _S289.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S291;
-    uint4  _S292 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 4U + this_6->lane_0 / 16U])));
-    float4  _S293 = (wasmetal_multiply_half((_S285), (uint2 {_S292.x, _S292.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S293;
-    float4  _S294 = (wasmetal_multiply_half((_S285), (uint2 {_S292.z, _S292.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S294;
-    uint4  _S295 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 6U + this_6->lane_0 / 16U])));
-    float4  _S296 = (wasmetal_multiply_half((_S285), (uint2 {_S295.x, _S295.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S296;
-    float4  _S297 = (wasmetal_multiply_half((_S285), (uint2 {_S295.z, _S295.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S297;
-    uint4  _S298 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 8U + this_6->lane_0 / 16U])));
-    float4  _S299 = (wasmetal_multiply_half((_S285), (uint2 {_S298.x, _S298.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S299;
-    float4  _S300 = (wasmetal_multiply_half((_S285), (uint2 {_S298.z, _S298.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S300;
-    uint4  _S301 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 10U + this_6->lane_0 / 16U])));
-    float4  _S302 = (wasmetal_multiply_half((_S285), (uint2 {_S301.x, _S301.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S302;
-    float4  _S303 = (wasmetal_multiply_half((_S285), (uint2 {_S301.z, _S301.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S303;
-    uint4  _S304 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 12U + this_6->lane_0 / 16U])));
-    float4  _S305 = (wasmetal_multiply_half((_S285), (uint2 {_S304.x, _S304.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S305;
-    float4  _S306 = (wasmetal_multiply_half((_S285), (uint2 {_S304.z, _S304.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S306;
-    uint4  _S307 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 14U + this_6->lane_0 / 16U])));
-    float4  _S308 = (wasmetal_multiply_half((_S285), (uint2 {_S307.x, _S307.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S308;
-    float4  _S309 = (wasmetal_multiply_half((_S285), (uint2 {_S307.z, _S307.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S309;
-    uint4  _S310 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 16U + this_6->lane_0 / 16U])));
-    float4  _S311 = (wasmetal_multiply_half((_S285), (uint2 {_S310.x, _S310.y}), (this_6->sums_0[16U])));
-    this_6->sums_0[16U] = _S311;
-    float4  _S312 = (wasmetal_multiply_half((_S285), (uint2 {_S310.z, _S310.w}), (this_6->sums_0[17U])));
-    this_6->sums_0[17U] = _S312;
-    uint4  _S313 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 18U + this_6->lane_0 / 16U])));
-    float4  _S314 = (wasmetal_multiply_half((_S285), (uint2 {_S313.x, _S313.y}), (this_6->sums_0[18U])));
-    this_6->sums_0[18U] = _S314;
-    float4  _S315 = (wasmetal_multiply_half((_S285), (uint2 {_S313.z, _S313.w}), (this_6->sums_0[19U])));
-    this_6->sums_0[19U] = _S315;
-    uint4  _S316 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 20U + this_6->lane_0 / 16U])));
-    float4  _S317 = (wasmetal_multiply_half((_S285), (uint2 {_S316.x, _S316.y}), (this_6->sums_0[20U])));
-    this_6->sums_0[20U] = _S317;
-    float4  _S318 = (wasmetal_multiply_half((_S285), (uint2 {_S316.z, _S316.w}), (this_6->sums_0[21U])));
-    this_6->sums_0[21U] = _S318;
-    uint4  _S319 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 22U + this_6->lane_0 / 16U])));
-    float4  _S320 = (wasmetal_multiply_half((_S285), (uint2 {_S319.x, _S319.y}), (this_6->sums_0[22U])));
-    this_6->sums_0[22U] = _S320;
-    float4  _S321 = (wasmetal_multiply_half((_S285), (uint2 {_S319.z, _S319.w}), (this_6->sums_0[23U])));
-    this_6->sums_0[23U] = _S321;
-    uint4  _S322 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 24U + this_6->lane_0 / 16U])));
-    float4  _S323 = (wasmetal_multiply_half((_S285), (uint2 {_S322.x, _S322.y}), (this_6->sums_0[24U])));
-    this_6->sums_0[24U] = _S323;
-    float4  _S324 = (wasmetal_multiply_half((_S285), (uint2 {_S322.z, _S322.w}), (this_6->sums_0[25U])));
-    this_6->sums_0[25U] = _S324;
-    uint4  _S325 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 26U + this_6->lane_0 / 16U])));
-    float4  _S326 = (wasmetal_multiply_half((_S285), (uint2 {_S325.x, _S325.y}), (this_6->sums_0[26U])));
-    this_6->sums_0[26U] = _S326;
-    float4  _S327 = (wasmetal_multiply_half((_S285), (uint2 {_S325.z, _S325.w}), (this_6->sums_0[27U])));
-    this_6->sums_0[27U] = _S327;
-    uint4  _S328 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 28U + this_6->lane_0 / 16U])));
-    float4  _S329 = (wasmetal_multiply_half((_S285), (uint2 {_S328.x, _S328.y}), (this_6->sums_0[28U])));
-    this_6->sums_0[28U] = _S329;
-    float4  _S330 = (wasmetal_multiply_half((_S285), (uint2 {_S328.z, _S328.w}), (this_6->sums_0[29U])));
-    this_6->sums_0[29U] = _S330;
-    uint4  _S331 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 30U + this_6->lane_0 / 16U])));
-    float4  _S332 = (wasmetal_multiply_half((_S285), (uint2 {_S331.x, _S331.y}), (this_6->sums_0[30U])));
-    this_6->sums_0[30U] = _S332;
-    float4  _S333 = (wasmetal_multiply_half((_S285), (uint2 {_S331.z, _S331.w}), (this_6->sums_0[31U])));
-    this_6->sums_0[31U] = _S333;
+    uint _S229 = pack_halves_0(float2 {this_6->scores_0[0U].x, this_6->scores_0[0U].y});
+    uint _S230 = pack_halves_0(float2 {this_6->scores_0[0U].z, this_6->scores_0[0U].w});
+    uint _S231 = pack_halves_0(float2 {this_6->scores_0[1U].x, this_6->scores_0[1U].y});
+    uint _S232 = pack_halves_0(float2 {this_6->scores_0[1U].z, this_6->scores_0[1U].w});
+    uint4  _S233 = make_uint4 (_S229, _S230, _S231, _S232);
+    uint4  _S234 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + this_6->lane_0 / 16U])));
+    float4  _S235 = (wasmetal_multiply_half((_S233), (uint2 {_S234.x, _S234.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S235;
+    float4  _S236 = (wasmetal_multiply_half((_S233), (uint2 {_S234.z, _S234.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S236;
+    uint4  _S237 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 2U + this_6->lane_0 / 16U])));
+    float4  _S238 = (wasmetal_multiply_half((_S233), (uint2 {_S237.x, _S237.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S238;
+    float4  _S239 = (wasmetal_multiply_half((_S233), (uint2 {_S237.z, _S237.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S239;
+    uint4  _S240 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 4U + this_6->lane_0 / 16U])));
+    float4  _S241 = (wasmetal_multiply_half((_S233), (uint2 {_S240.x, _S240.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S241;
+    float4  _S242 = (wasmetal_multiply_half((_S233), (uint2 {_S240.z, _S240.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S242;
+    uint4  _S243 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 6U + this_6->lane_0 / 16U])));
+    float4  _S244 = (wasmetal_multiply_half((_S233), (uint2 {_S243.x, _S243.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S244;
+    float4  _S245 = (wasmetal_multiply_half((_S233), (uint2 {_S243.z, _S243.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S245;
+    uint4  _S246 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 8U + this_6->lane_0 / 16U])));
+    float4  _S247 = (wasmetal_multiply_half((_S233), (uint2 {_S246.x, _S246.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S247;
+    float4  _S248 = (wasmetal_multiply_half((_S233), (uint2 {_S246.z, _S246.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S248;
+    uint4  _S249 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 10U + this_6->lane_0 / 16U])));
+    float4  _S250 = (wasmetal_multiply_half((_S233), (uint2 {_S249.x, _S249.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S250;
+    float4  _S251 = (wasmetal_multiply_half((_S233), (uint2 {_S249.z, _S249.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S251;
+    uint4  _S252 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 12U + this_6->lane_0 / 16U])));
+    float4  _S253 = (wasmetal_multiply_half((_S233), (uint2 {_S252.x, _S252.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S253;
+    float4  _S254 = (wasmetal_multiply_half((_S233), (uint2 {_S252.z, _S252.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S254;
+    uint4  _S255 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 14U + this_6->lane_0 / 16U])));
+    float4  _S256 = (wasmetal_multiply_half((_S233), (uint2 {_S255.x, _S255.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S256;
+    float4  _S257 = (wasmetal_multiply_half((_S233), (uint2 {_S255.z, _S255.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S257;
+    uint4  _S258 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 16U + this_6->lane_0 / 16U])));
+    float4  _S259 = (wasmetal_multiply_half((_S233), (uint2 {_S258.x, _S258.y}), (this_6->sums_0[16U])));
+    this_6->sums_0[16U] = _S259;
+    float4  _S260 = (wasmetal_multiply_half((_S233), (uint2 {_S258.z, _S258.w}), (this_6->sums_0[17U])));
+    this_6->sums_0[17U] = _S260;
+    uint4  _S261 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 18U + this_6->lane_0 / 16U])));
+    float4  _S262 = (wasmetal_multiply_half((_S233), (uint2 {_S261.x, _S261.y}), (this_6->sums_0[18U])));
+    this_6->sums_0[18U] = _S262;
+    float4  _S263 = (wasmetal_multiply_half((_S233), (uint2 {_S261.z, _S261.w}), (this_6->sums_0[19U])));
+    this_6->sums_0[19U] = _S263;
+    uint4  _S264 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 20U + this_6->lane_0 / 16U])));
+    float4  _S265 = (wasmetal_multiply_half((_S233), (uint2 {_S264.x, _S264.y}), (this_6->sums_0[20U])));
+    this_6->sums_0[20U] = _S265;
+    float4  _S266 = (wasmetal_multiply_half((_S233), (uint2 {_S264.z, _S264.w}), (this_6->sums_0[21U])));
+    this_6->sums_0[21U] = _S266;
+    uint4  _S267 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 22U + this_6->lane_0 / 16U])));
+    float4  _S268 = (wasmetal_multiply_half((_S233), (uint2 {_S267.x, _S267.y}), (this_6->sums_0[22U])));
+    this_6->sums_0[22U] = _S268;
+    float4  _S269 = (wasmetal_multiply_half((_S233), (uint2 {_S267.z, _S267.w}), (this_6->sums_0[23U])));
+    this_6->sums_0[23U] = _S269;
+    uint4  _S270 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 24U + this_6->lane_0 / 16U])));
+    float4  _S271 = (wasmetal_multiply_half((_S233), (uint2 {_S270.x, _S270.y}), (this_6->sums_0[24U])));
+    this_6->sums_0[24U] = _S271;
+    float4  _S272 = (wasmetal_multiply_half((_S233), (uint2 {_S270.z, _S270.w}), (this_6->sums_0[25U])));
+    this_6->sums_0[25U] = _S272;
+    uint4  _S273 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 26U + this_6->lane_0 / 16U])));
+    float4  _S274 = (wasmetal_multiply_half((_S233), (uint2 {_S273.x, _S273.y}), (this_6->sums_0[26U])));
+    this_6->sums_0[26U] = _S274;
+    float4  _S275 = (wasmetal_multiply_half((_S233), (uint2 {_S273.z, _S273.w}), (this_6->sums_0[27U])));
+    this_6->sums_0[27U] = _S275;
+    uint4  _S276 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 28U + this_6->lane_0 / 16U])));
+    float4  _S277 = (wasmetal_multiply_half((_S233), (uint2 {_S276.x, _S276.y}), (this_6->sums_0[28U])));
+    this_6->sums_0[28U] = _S277;
+    float4  _S278 = (wasmetal_multiply_half((_S233), (uint2 {_S276.z, _S276.w}), (this_6->sums_0[29U])));
+    this_6->sums_0[29U] = _S278;
+    uint4  _S279 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 30U + this_6->lane_0 / 16U])));
+    float4  _S280 = (wasmetal_multiply_half((_S233), (uint2 {_S279.x, _S279.y}), (this_6->sums_0[30U])));
+    this_6->sums_0[30U] = _S280;
+    float4  _S281 = (wasmetal_multiply_half((_S233), (uint2 {_S279.z, _S279.w}), (this_6->sums_0[31U])));
+    this_6->sums_0[31U] = _S281;
+    uint _S282 = pack_halves_0(float2 {this_6->scores_0[2U].x, this_6->scores_0[2U].y});
+    uint _S283 = pack_halves_0(float2 {this_6->scores_0[2U].z, this_6->scores_0[2U].w});
+    uint _S284 = pack_halves_0(float2 {this_6->scores_0[3U].x, this_6->scores_0[3U].y});
+    uint _S285 = pack_halves_0(float2 {this_6->scores_0[3U].z, this_6->scores_0[3U].w});
+    uint4  _S286 = make_uint4 (_S282, _S283, _S284, _S285);
+    uint4  _S287 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + this_6->lane_0 / 16U])));
+    float4  _S288 = (wasmetal_multiply_half((_S286), (uint2 {_S287.x, _S287.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S288;
+    float4  _S289 = (wasmetal_multiply_half((_S286), (uint2 {_S287.z, _S287.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S289;
+    uint4  _S290 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 2U + this_6->lane_0 / 16U])));
+    float4  _S291 = (wasmetal_multiply_half((_S286), (uint2 {_S290.x, _S290.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S291;
+    float4  _S292 = (wasmetal_multiply_half((_S286), (uint2 {_S290.z, _S290.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S292;
+    uint4  _S293 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 4U + this_6->lane_0 / 16U])));
+    float4  _S294 = (wasmetal_multiply_half((_S286), (uint2 {_S293.x, _S293.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S294;
+    float4  _S295 = (wasmetal_multiply_half((_S286), (uint2 {_S293.z, _S293.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S295;
+    uint4  _S296 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 6U + this_6->lane_0 / 16U])));
+    float4  _S297 = (wasmetal_multiply_half((_S286), (uint2 {_S296.x, _S296.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S297;
+    float4  _S298 = (wasmetal_multiply_half((_S286), (uint2 {_S296.z, _S296.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S298;
+    uint4  _S299 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 8U + this_6->lane_0 / 16U])));
+    float4  _S300 = (wasmetal_multiply_half((_S286), (uint2 {_S299.x, _S299.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S300;
+    float4  _S301 = (wasmetal_multiply_half((_S286), (uint2 {_S299.z, _S299.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S301;
+    uint4  _S302 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 10U + this_6->lane_0 / 16U])));
+    float4  _S303 = (wasmetal_multiply_half((_S286), (uint2 {_S302.x, _S302.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S303;
+    float4  _S304 = (wasmetal_multiply_half((_S286), (uint2 {_S302.z, _S302.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S304;
+    uint4  _S305 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 12U + this_6->lane_0 / 16U])));
+    float4  _S306 = (wasmetal_multiply_half((_S286), (uint2 {_S305.x, _S305.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S306;
+    float4  _S307 = (wasmetal_multiply_half((_S286), (uint2 {_S305.z, _S305.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S307;
+    uint4  _S308 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 14U + this_6->lane_0 / 16U])));
+    float4  _S309 = (wasmetal_multiply_half((_S286), (uint2 {_S308.x, _S308.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S309;
+    float4  _S310 = (wasmetal_multiply_half((_S286), (uint2 {_S308.z, _S308.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S310;
+    uint4  _S311 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 16U + this_6->lane_0 / 16U])));
+    float4  _S312 = (wasmetal_multiply_half((_S286), (uint2 {_S311.x, _S311.y}), (this_6->sums_0[16U])));
+    this_6->sums_0[16U] = _S312;
+    float4  _S313 = (wasmetal_multiply_half((_S286), (uint2 {_S311.z, _S311.w}), (this_6->sums_0[17U])));
+    this_6->sums_0[17U] = _S313;
+    uint4  _S314 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 18U + this_6->lane_0 / 16U])));
+    float4  _S315 = (wasmetal_multiply_half((_S286), (uint2 {_S314.x, _S314.y}), (this_6->sums_0[18U])));
+    this_6->sums_0[18U] = _S315;
+    float4  _S316 = (wasmetal_multiply_half((_S286), (uint2 {_S314.z, _S314.w}), (this_6->sums_0[19U])));
+    this_6->sums_0[19U] = _S316;
+    uint4  _S317 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 20U + this_6->lane_0 / 16U])));
+    float4  _S318 = (wasmetal_multiply_half((_S286), (uint2 {_S317.x, _S317.y}), (this_6->sums_0[20U])));
+    this_6->sums_0[20U] = _S318;
+    float4  _S319 = (wasmetal_multiply_half((_S286), (uint2 {_S317.z, _S317.w}), (this_6->sums_0[21U])));
+    this_6->sums_0[21U] = _S319;
+    uint4  _S320 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 22U + this_6->lane_0 / 16U])));
+    float4  _S321 = (wasmetal_multiply_half((_S286), (uint2 {_S320.x, _S320.y}), (this_6->sums_0[22U])));
+    this_6->sums_0[22U] = _S321;
+    float4  _S322 = (wasmetal_multiply_half((_S286), (uint2 {_S320.z, _S320.w}), (this_6->sums_0[23U])));
+    this_6->sums_0[23U] = _S322;
+    uint4  _S323 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 24U + this_6->lane_0 / 16U])));
+    float4  _S324 = (wasmetal_multiply_half((_S286), (uint2 {_S323.x, _S323.y}), (this_6->sums_0[24U])));
+    this_6->sums_0[24U] = _S324;
+    float4  _S325 = (wasmetal_multiply_half((_S286), (uint2 {_S323.z, _S323.w}), (this_6->sums_0[25U])));
+    this_6->sums_0[25U] = _S325;
+    uint4  _S326 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 26U + this_6->lane_0 / 16U])));
+    float4  _S327 = (wasmetal_multiply_half((_S286), (uint2 {_S326.x, _S326.y}), (this_6->sums_0[26U])));
+    this_6->sums_0[26U] = _S327;
+    float4  _S328 = (wasmetal_multiply_half((_S286), (uint2 {_S326.z, _S326.w}), (this_6->sums_0[27U])));
+    this_6->sums_0[27U] = _S328;
+    uint4  _S329 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 28U + this_6->lane_0 / 16U])));
+    float4  _S330 = (wasmetal_multiply_half((_S286), (uint2 {_S329.x, _S329.y}), (this_6->sums_0[28U])));
+    this_6->sums_0[28U] = _S330;
+    float4  _S331 = (wasmetal_multiply_half((_S286), (uint2 {_S329.z, _S329.w}), (this_6->sums_0[29U])));
+    this_6->sums_0[29U] = _S331;
+    uint4  _S332 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 30U + this_6->lane_0 / 16U])));
+    float4  _S333 = (wasmetal_multiply_half((_S286), (uint2 {_S332.x, _S332.y}), (this_6->sums_0[30U])));
+    this_6->sums_0[30U] = _S333;
+    float4  _S334 = (wasmetal_multiply_half((_S286), (uint2 {_S332.z, _S332.w}), (this_6->sums_0[31U])));
+    this_6->sums_0[31U] = _S334;
     return;
 }
 
@@ -1235,730 +1241,730 @@ __device__ void Attending_join_0(Attending_0 * this_7)
 
 __device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S334 = this_8->heads_1;
-    uint _S335 = query_2 / this_8->heads_1;
-    bool _S336;
-    if(_S335 < (this_8->rows_3))
+    uint _S335 = this_8->heads_1;
+    uint _S336 = query_2 / this_8->heads_1;
+    bool _S337;
+    if(_S336 < (this_8->rows_3))
     {
-        uint _S337 = query_2 % _S334;
-        _S336 = _S337 < (this_8->last_0);
+        uint _S338 = query_2 % _S335;
+        _S337 = _S338 < (this_8->last_0);
     }
     else
     {
-        _S336 = false;
+        _S337 = false;
     }
-    return _S336;
+    return _S337;
 }
 
 __device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_14)
 {
-    uint _S338 = this_9->sinks_at_0;
-    bool _S339;
+    uint _S339 = this_9->sinks_at_0;
+    bool _S340;
     if((this_9->sinks_at_0) != 4294967295U)
     {
-        bool _S340 = Target_has_0(this_9, query_3);
-        _S339 = _S340;
+        bool _S341 = Target_has_0(this_9, query_3);
+        _S340 = _S341;
     }
     else
     {
-        _S339 = false;
+        _S340 = false;
     }
-    float _S341;
-    if(_S339)
+    float _S342;
+    if(_S340)
     {
-        uint _S342 = query_3 % this_9->heads_1;
-        float _S343 = __ldg((&(this_9->sinks_0)[_S338 + _S342]));
-        _S341 = total_14 + (F32_exp2((1.4426950216293335f * _S343 - peak_0)));
+        uint _S343 = query_3 % this_9->heads_1;
+        float _S344 = __ldg((&(this_9->sinks_0)[_S339 + _S343]));
+        _S342 = total_14 + (F32_exp2((1.4426950216293335f * _S344 - peak_0)));
     }
     else
     {
-        _S341 = total_14;
+        _S342 = total_14;
     }
-    if(_S341 != 0.0f)
+    if(_S342 != 0.0f)
     {
-        _S341 = 1.0f / _S341;
+        _S342 = 1.0f / _S342;
     }
     else
     {
-        _S341 = 0.0f;
+        _S342 = 0.0f;
     }
-    return _S341;
+    return _S342;
 }
 
 __device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    uint _S344 = this_10->at_2;
-    uint _S345 = this_10->heads_1;
-    uint _S346 = query_4 / this_10->heads_1;
-    uint _S347 = _S344 + _S346 * this_10->stride_0;
-    uint _S348 = query_4 % _S345;
-    return _S347 + _S348 * this_10->head_dim_1;
+    uint _S345 = this_10->at_2;
+    uint _S346 = this_10->heads_1;
+    uint _S347 = query_4 / this_10->heads_1;
+    uint _S348 = _S345 + _S347 * this_10->stride_0;
+    uint _S349 = query_4 % _S346;
+    return _S348 + _S349 * this_10->head_dim_1;
 }
 
 __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 {
-    float _S349 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
-    float total_15 = *&((&this_11->totals_0[0U])->x) + _S349;
-    float _S350 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
-    uint _S351 = this_11->own_0;
-    uint _S352 = this_11->lane_0;
-    uint _S353 = this_11->own_0 + this_11->lane_0 / 4U;
-    float _S354 = Target_factor_0(target_0, _S353, *&((&this_11->peaks_0[0U])->x), total_15 + _S350);
-    bool _S355 = Target_has_0(target_0, _S353);
-    if(_S355)
+    float _S350 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_15 = *&((&this_11->totals_0[0U])->x) + _S350;
+    float _S351 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
+    uint _S352 = this_11->own_0;
+    uint _S353 = this_11->lane_0;
+    uint _S354 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S355 = Target_factor_0(target_0, _S354, *&((&this_11->peaks_0[0U])->x), total_15 + _S351);
+    bool _S356 = Target_has_0(target_0, _S354);
+    if(_S356)
     {
-        uint _S356 = Target_place_0(target_0, _S353);
-        uint _S357 = _S352 % 4U * 2U;
-        uint _S358 = target_0->head_dim_1;
-        if(_S357 < (target_0->head_dim_1))
+        uint _S357 = Target_place_0(target_0, _S354);
+        uint _S358 = _S353 % 4U * 2U;
+        uint _S359 = target_0->head_dim_1;
+        if(_S358 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S356 + _S357]) = _S354 * *&((&this_11->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S357 + _S358]) = _S355 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S359 = _S357 + 1U;
-        if(_S359 < _S358)
+        uint _S360 = _S358 + 1U;
+        if(_S360 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S359]) = _S354 * *&((&this_11->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S357 + _S360]) = _S355 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S360 = 8U + _S357;
-        if(_S360 < _S358)
+        uint _S361 = 8U + _S358;
+        if(_S361 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S360]) = _S354 * *&((&this_11->sums_0[1U])->x);
+            *(&(target_0->result_2)[_S357 + _S361]) = _S355 * *&((&this_11->sums_0[1U])->x);
         }
-        uint _S361 = _S360 + 1U;
-        if(_S361 < _S358)
+        uint _S362 = _S361 + 1U;
+        if(_S362 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S361]) = _S354 * *&((&this_11->sums_0[1U])->y);
+            *(&(target_0->result_2)[_S357 + _S362]) = _S355 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S362 = 16U + _S357;
-        if(_S362 < _S358)
+        uint _S363 = 16U + _S358;
+        if(_S363 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S362]) = _S354 * *&((&this_11->sums_0[2U])->x);
+            *(&(target_0->result_2)[_S357 + _S363]) = _S355 * *&((&this_11->sums_0[2U])->x);
         }
-        uint _S363 = _S362 + 1U;
-        if(_S363 < _S358)
+        uint _S364 = _S363 + 1U;
+        if(_S364 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S363]) = _S354 * *&((&this_11->sums_0[2U])->y);
+            *(&(target_0->result_2)[_S357 + _S364]) = _S355 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S364 = 24U + _S357;
-        if(_S364 < _S358)
+        uint _S365 = 24U + _S358;
+        if(_S365 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S364]) = _S354 * *&((&this_11->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S357 + _S365]) = _S355 * *&((&this_11->sums_0[3U])->x);
         }
-        uint _S365 = _S364 + 1U;
-        if(_S365 < _S358)
+        uint _S366 = _S365 + 1U;
+        if(_S366 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S365]) = _S354 * *&((&this_11->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S357 + _S366]) = _S355 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S366 = 32U + _S357;
-        if(_S366 < _S358)
+        uint _S367 = 32U + _S358;
+        if(_S367 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S366]) = _S354 * *&((&this_11->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S357 + _S367]) = _S355 * *&((&this_11->sums_0[4U])->x);
         }
-        uint _S367 = _S366 + 1U;
-        if(_S367 < _S358)
+        uint _S368 = _S367 + 1U;
+        if(_S368 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S367]) = _S354 * *&((&this_11->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S357 + _S368]) = _S355 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S368 = 40U + _S357;
-        if(_S368 < _S358)
+        uint _S369 = 40U + _S358;
+        if(_S369 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S368]) = _S354 * *&((&this_11->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S357 + _S369]) = _S355 * *&((&this_11->sums_0[5U])->x);
         }
-        uint _S369 = _S368 + 1U;
-        if(_S369 < _S358)
+        uint _S370 = _S369 + 1U;
+        if(_S370 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S369]) = _S354 * *&((&this_11->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S357 + _S370]) = _S355 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S370 = 48U + _S357;
-        if(_S370 < _S358)
+        uint _S371 = 48U + _S358;
+        if(_S371 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S370]) = _S354 * *&((&this_11->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S357 + _S371]) = _S355 * *&((&this_11->sums_0[6U])->x);
         }
-        uint _S371 = _S370 + 1U;
-        if(_S371 < _S358)
+        uint _S372 = _S371 + 1U;
+        if(_S372 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S371]) = _S354 * *&((&this_11->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S357 + _S372]) = _S355 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S372 = 56U + _S357;
-        if(_S372 < _S358)
+        uint _S373 = 56U + _S358;
+        if(_S373 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S372]) = _S354 * *&((&this_11->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S357 + _S373]) = _S355 * *&((&this_11->sums_0[7U])->x);
         }
-        uint _S373 = _S372 + 1U;
-        if(_S373 < _S358)
+        uint _S374 = _S373 + 1U;
+        if(_S374 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S373]) = _S354 * *&((&this_11->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S357 + _S374]) = _S355 * *&((&this_11->sums_0[7U])->y);
         }
-        uint _S374 = 64U + _S357;
-        if(_S374 < _S358)
+        uint _S375 = 64U + _S358;
+        if(_S375 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S374]) = _S354 * *&((&this_11->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S357 + _S375]) = _S355 * *&((&this_11->sums_0[8U])->x);
         }
-        uint _S375 = _S374 + 1U;
-        if(_S375 < _S358)
+        uint _S376 = _S375 + 1U;
+        if(_S376 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S375]) = _S354 * *&((&this_11->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S357 + _S376]) = _S355 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S376 = 72U + _S357;
-        if(_S376 < _S358)
+        uint _S377 = 72U + _S358;
+        if(_S377 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S376]) = _S354 * *&((&this_11->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S357 + _S377]) = _S355 * *&((&this_11->sums_0[9U])->x);
         }
-        uint _S377 = _S376 + 1U;
-        if(_S377 < _S358)
+        uint _S378 = _S377 + 1U;
+        if(_S378 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S377]) = _S354 * *&((&this_11->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S357 + _S378]) = _S355 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S378 = 80U + _S357;
-        if(_S378 < _S358)
+        uint _S379 = 80U + _S358;
+        if(_S379 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S378]) = _S354 * *&((&this_11->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S357 + _S379]) = _S355 * *&((&this_11->sums_0[10U])->x);
         }
-        uint _S379 = _S378 + 1U;
-        if(_S379 < _S358)
+        uint _S380 = _S379 + 1U;
+        if(_S380 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S379]) = _S354 * *&((&this_11->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S357 + _S380]) = _S355 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S380 = 88U + _S357;
-        if(_S380 < _S358)
+        uint _S381 = 88U + _S358;
+        if(_S381 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S380]) = _S354 * *&((&this_11->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S357 + _S381]) = _S355 * *&((&this_11->sums_0[11U])->x);
         }
-        uint _S381 = _S380 + 1U;
-        if(_S381 < _S358)
+        uint _S382 = _S381 + 1U;
+        if(_S382 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S381]) = _S354 * *&((&this_11->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S357 + _S382]) = _S355 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S382 = 96U + _S357;
-        if(_S382 < _S358)
+        uint _S383 = 96U + _S358;
+        if(_S383 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S382]) = _S354 * *&((&this_11->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S357 + _S383]) = _S355 * *&((&this_11->sums_0[12U])->x);
         }
-        uint _S383 = _S382 + 1U;
-        if(_S383 < _S358)
+        uint _S384 = _S383 + 1U;
+        if(_S384 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S383]) = _S354 * *&((&this_11->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S357 + _S384]) = _S355 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S384 = 104U + _S357;
-        if(_S384 < _S358)
+        uint _S385 = 104U + _S358;
+        if(_S385 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S384]) = _S354 * *&((&this_11->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S357 + _S385]) = _S355 * *&((&this_11->sums_0[13U])->x);
         }
-        uint _S385 = _S384 + 1U;
-        if(_S385 < _S358)
+        uint _S386 = _S385 + 1U;
+        if(_S386 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S385]) = _S354 * *&((&this_11->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S357 + _S386]) = _S355 * *&((&this_11->sums_0[13U])->y);
         }
-        uint _S386 = 112U + _S357;
-        if(_S386 < _S358)
+        uint _S387 = 112U + _S358;
+        if(_S387 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S386]) = _S354 * *&((&this_11->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S357 + _S387]) = _S355 * *&((&this_11->sums_0[14U])->x);
         }
-        uint _S387 = _S386 + 1U;
-        if(_S387 < _S358)
+        uint _S388 = _S387 + 1U;
+        if(_S388 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S387]) = _S354 * *&((&this_11->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S357 + _S388]) = _S355 * *&((&this_11->sums_0[14U])->y);
         }
-        uint _S388 = 120U + _S357;
-        if(_S388 < _S358)
+        uint _S389 = 120U + _S358;
+        if(_S389 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S388]) = _S354 * *&((&this_11->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S357 + _S389]) = _S355 * *&((&this_11->sums_0[15U])->x);
         }
-        uint _S389 = _S388 + 1U;
-        if(_S389 < _S358)
+        uint _S390 = _S389 + 1U;
+        if(_S390 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S389]) = _S354 * *&((&this_11->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S357 + _S390]) = _S355 * *&((&this_11->sums_0[15U])->y);
         }
-        uint _S390 = 128U + _S357;
-        if(_S390 < _S358)
+        uint _S391 = 128U + _S358;
+        if(_S391 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S390]) = _S354 * *&((&this_11->sums_0[16U])->x);
+            *(&(target_0->result_2)[_S357 + _S391]) = _S355 * *&((&this_11->sums_0[16U])->x);
         }
-        uint _S391 = _S390 + 1U;
-        if(_S391 < _S358)
+        uint _S392 = _S391 + 1U;
+        if(_S392 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S391]) = _S354 * *&((&this_11->sums_0[16U])->y);
+            *(&(target_0->result_2)[_S357 + _S392]) = _S355 * *&((&this_11->sums_0[16U])->y);
         }
-        uint _S392 = 136U + _S357;
-        if(_S392 < _S358)
+        uint _S393 = 136U + _S358;
+        if(_S393 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S392]) = _S354 * *&((&this_11->sums_0[17U])->x);
+            *(&(target_0->result_2)[_S357 + _S393]) = _S355 * *&((&this_11->sums_0[17U])->x);
         }
-        uint _S393 = _S392 + 1U;
-        if(_S393 < _S358)
+        uint _S394 = _S393 + 1U;
+        if(_S394 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S393]) = _S354 * *&((&this_11->sums_0[17U])->y);
+            *(&(target_0->result_2)[_S357 + _S394]) = _S355 * *&((&this_11->sums_0[17U])->y);
         }
-        uint _S394 = 144U + _S357;
-        if(_S394 < _S358)
+        uint _S395 = 144U + _S358;
+        if(_S395 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S394]) = _S354 * *&((&this_11->sums_0[18U])->x);
+            *(&(target_0->result_2)[_S357 + _S395]) = _S355 * *&((&this_11->sums_0[18U])->x);
         }
-        uint _S395 = _S394 + 1U;
-        if(_S395 < _S358)
+        uint _S396 = _S395 + 1U;
+        if(_S396 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S395]) = _S354 * *&((&this_11->sums_0[18U])->y);
+            *(&(target_0->result_2)[_S357 + _S396]) = _S355 * *&((&this_11->sums_0[18U])->y);
         }
-        uint _S396 = 152U + _S357;
-        if(_S396 < _S358)
+        uint _S397 = 152U + _S358;
+        if(_S397 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S396]) = _S354 * *&((&this_11->sums_0[19U])->x);
+            *(&(target_0->result_2)[_S357 + _S397]) = _S355 * *&((&this_11->sums_0[19U])->x);
         }
-        uint _S397 = _S396 + 1U;
-        if(_S397 < _S358)
+        uint _S398 = _S397 + 1U;
+        if(_S398 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S397]) = _S354 * *&((&this_11->sums_0[19U])->y);
+            *(&(target_0->result_2)[_S357 + _S398]) = _S355 * *&((&this_11->sums_0[19U])->y);
         }
-        uint _S398 = 160U + _S357;
-        if(_S398 < _S358)
+        uint _S399 = 160U + _S358;
+        if(_S399 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S398]) = _S354 * *&((&this_11->sums_0[20U])->x);
+            *(&(target_0->result_2)[_S357 + _S399]) = _S355 * *&((&this_11->sums_0[20U])->x);
         }
-        uint _S399 = _S398 + 1U;
-        if(_S399 < _S358)
+        uint _S400 = _S399 + 1U;
+        if(_S400 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S399]) = _S354 * *&((&this_11->sums_0[20U])->y);
+            *(&(target_0->result_2)[_S357 + _S400]) = _S355 * *&((&this_11->sums_0[20U])->y);
         }
-        uint _S400 = 168U + _S357;
-        if(_S400 < _S358)
+        uint _S401 = 168U + _S358;
+        if(_S401 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S400]) = _S354 * *&((&this_11->sums_0[21U])->x);
+            *(&(target_0->result_2)[_S357 + _S401]) = _S355 * *&((&this_11->sums_0[21U])->x);
         }
-        uint _S401 = _S400 + 1U;
-        if(_S401 < _S358)
+        uint _S402 = _S401 + 1U;
+        if(_S402 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S401]) = _S354 * *&((&this_11->sums_0[21U])->y);
+            *(&(target_0->result_2)[_S357 + _S402]) = _S355 * *&((&this_11->sums_0[21U])->y);
         }
-        uint _S402 = 176U + _S357;
-        if(_S402 < _S358)
+        uint _S403 = 176U + _S358;
+        if(_S403 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S402]) = _S354 * *&((&this_11->sums_0[22U])->x);
+            *(&(target_0->result_2)[_S357 + _S403]) = _S355 * *&((&this_11->sums_0[22U])->x);
         }
-        uint _S403 = _S402 + 1U;
-        if(_S403 < _S358)
+        uint _S404 = _S403 + 1U;
+        if(_S404 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S403]) = _S354 * *&((&this_11->sums_0[22U])->y);
+            *(&(target_0->result_2)[_S357 + _S404]) = _S355 * *&((&this_11->sums_0[22U])->y);
         }
-        uint _S404 = 184U + _S357;
-        if(_S404 < _S358)
+        uint _S405 = 184U + _S358;
+        if(_S405 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S404]) = _S354 * *&((&this_11->sums_0[23U])->x);
+            *(&(target_0->result_2)[_S357 + _S405]) = _S355 * *&((&this_11->sums_0[23U])->x);
         }
-        uint _S405 = _S404 + 1U;
-        if(_S405 < _S358)
+        uint _S406 = _S405 + 1U;
+        if(_S406 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S405]) = _S354 * *&((&this_11->sums_0[23U])->y);
+            *(&(target_0->result_2)[_S357 + _S406]) = _S355 * *&((&this_11->sums_0[23U])->y);
         }
-        uint _S406 = 192U + _S357;
-        if(_S406 < _S358)
+        uint _S407 = 192U + _S358;
+        if(_S407 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S406]) = _S354 * *&((&this_11->sums_0[24U])->x);
+            *(&(target_0->result_2)[_S357 + _S407]) = _S355 * *&((&this_11->sums_0[24U])->x);
         }
-        uint _S407 = _S406 + 1U;
-        if(_S407 < _S358)
+        uint _S408 = _S407 + 1U;
+        if(_S408 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S407]) = _S354 * *&((&this_11->sums_0[24U])->y);
+            *(&(target_0->result_2)[_S357 + _S408]) = _S355 * *&((&this_11->sums_0[24U])->y);
         }
-        uint _S408 = 200U + _S357;
-        if(_S408 < _S358)
+        uint _S409 = 200U + _S358;
+        if(_S409 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S408]) = _S354 * *&((&this_11->sums_0[25U])->x);
+            *(&(target_0->result_2)[_S357 + _S409]) = _S355 * *&((&this_11->sums_0[25U])->x);
         }
-        uint _S409 = _S408 + 1U;
-        if(_S409 < _S358)
+        uint _S410 = _S409 + 1U;
+        if(_S410 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S409]) = _S354 * *&((&this_11->sums_0[25U])->y);
+            *(&(target_0->result_2)[_S357 + _S410]) = _S355 * *&((&this_11->sums_0[25U])->y);
         }
-        uint _S410 = 208U + _S357;
-        if(_S410 < _S358)
+        uint _S411 = 208U + _S358;
+        if(_S411 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S410]) = _S354 * *&((&this_11->sums_0[26U])->x);
+            *(&(target_0->result_2)[_S357 + _S411]) = _S355 * *&((&this_11->sums_0[26U])->x);
         }
-        uint _S411 = _S410 + 1U;
-        if(_S411 < _S358)
+        uint _S412 = _S411 + 1U;
+        if(_S412 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S411]) = _S354 * *&((&this_11->sums_0[26U])->y);
+            *(&(target_0->result_2)[_S357 + _S412]) = _S355 * *&((&this_11->sums_0[26U])->y);
         }
-        uint _S412 = 216U + _S357;
-        if(_S412 < _S358)
+        uint _S413 = 216U + _S358;
+        if(_S413 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S412]) = _S354 * *&((&this_11->sums_0[27U])->x);
+            *(&(target_0->result_2)[_S357 + _S413]) = _S355 * *&((&this_11->sums_0[27U])->x);
         }
-        uint _S413 = _S412 + 1U;
-        if(_S413 < _S358)
+        uint _S414 = _S413 + 1U;
+        if(_S414 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S413]) = _S354 * *&((&this_11->sums_0[27U])->y);
+            *(&(target_0->result_2)[_S357 + _S414]) = _S355 * *&((&this_11->sums_0[27U])->y);
         }
-        uint _S414 = 224U + _S357;
-        if(_S414 < _S358)
+        uint _S415 = 224U + _S358;
+        if(_S415 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S414]) = _S354 * *&((&this_11->sums_0[28U])->x);
+            *(&(target_0->result_2)[_S357 + _S415]) = _S355 * *&((&this_11->sums_0[28U])->x);
         }
-        uint _S415 = _S414 + 1U;
-        if(_S415 < _S358)
+        uint _S416 = _S415 + 1U;
+        if(_S416 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S415]) = _S354 * *&((&this_11->sums_0[28U])->y);
+            *(&(target_0->result_2)[_S357 + _S416]) = _S355 * *&((&this_11->sums_0[28U])->y);
         }
-        uint _S416 = 232U + _S357;
-        if(_S416 < _S358)
+        uint _S417 = 232U + _S358;
+        if(_S417 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S416]) = _S354 * *&((&this_11->sums_0[29U])->x);
+            *(&(target_0->result_2)[_S357 + _S417]) = _S355 * *&((&this_11->sums_0[29U])->x);
         }
-        uint _S417 = _S416 + 1U;
-        if(_S417 < _S358)
+        uint _S418 = _S417 + 1U;
+        if(_S418 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S417]) = _S354 * *&((&this_11->sums_0[29U])->y);
+            *(&(target_0->result_2)[_S357 + _S418]) = _S355 * *&((&this_11->sums_0[29U])->y);
         }
-        uint _S418 = 240U + _S357;
-        if(_S418 < _S358)
+        uint _S419 = 240U + _S358;
+        if(_S419 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S418]) = _S354 * *&((&this_11->sums_0[30U])->x);
+            *(&(target_0->result_2)[_S357 + _S419]) = _S355 * *&((&this_11->sums_0[30U])->x);
         }
-        uint _S419 = _S418 + 1U;
-        if(_S419 < _S358)
+        uint _S420 = _S419 + 1U;
+        if(_S420 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S419]) = _S354 * *&((&this_11->sums_0[30U])->y);
+            *(&(target_0->result_2)[_S357 + _S420]) = _S355 * *&((&this_11->sums_0[30U])->y);
         }
-        uint _S420 = 248U + _S357;
-        if(_S420 < _S358)
+        uint _S421 = 248U + _S358;
+        if(_S421 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S420]) = _S354 * *&((&this_11->sums_0[31U])->x);
+            *(&(target_0->result_2)[_S357 + _S421]) = _S355 * *&((&this_11->sums_0[31U])->x);
         }
-        uint _S421 = _S420 + 1U;
-        if(_S421 < _S358)
+        uint _S422 = _S421 + 1U;
+        if(_S422 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S421]) = _S354 * *&((&this_11->sums_0[31U])->y);
+            *(&(target_0->result_2)[_S357 + _S422]) = _S355 * *&((&this_11->sums_0[31U])->y);
         }
     }
-    float _S422 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
-    float total_16 = *&((&this_11->totals_0[0U])->y) + _S422;
-    float _S423 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
-    uint _S424 = _S351 + 8U + _S352 / 4U;
-    float _S425 = Target_factor_0(target_0, _S424, *&((&this_11->peaks_0[0U])->y), total_16 + _S423);
-    bool _S426 = Target_has_0(target_0, _S424);
-    if(_S426)
+    float _S423 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_16 = *&((&this_11->totals_0[0U])->y) + _S423;
+    float _S424 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
+    uint _S425 = _S352 + 8U + _S353 / 4U;
+    float _S426 = Target_factor_0(target_0, _S425, *&((&this_11->peaks_0[0U])->y), total_16 + _S424);
+    bool _S427 = Target_has_0(target_0, _S425);
+    if(_S427)
     {
-        uint _S427 = Target_place_0(target_0, _S424);
-        uint _S428 = _S352 % 4U * 2U;
-        uint _S429 = target_0->head_dim_1;
-        if(_S428 < (target_0->head_dim_1))
+        uint _S428 = Target_place_0(target_0, _S425);
+        uint _S429 = _S353 % 4U * 2U;
+        uint _S430 = target_0->head_dim_1;
+        if(_S429 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S427 + _S428]) = _S425 * *&((&this_11->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S428 + _S429]) = _S426 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S430 = _S428 + 1U;
-        if(_S430 < _S429)
+        uint _S431 = _S429 + 1U;
+        if(_S431 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S430]) = _S425 * *&((&this_11->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S428 + _S431]) = _S426 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S431 = 8U + _S428;
-        if(_S431 < _S429)
+        uint _S432 = 8U + _S429;
+        if(_S432 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S431]) = _S425 * *&((&this_11->sums_0[1U])->z);
+            *(&(target_0->result_2)[_S428 + _S432]) = _S426 * *&((&this_11->sums_0[1U])->z);
         }
-        uint _S432 = _S431 + 1U;
-        if(_S432 < _S429)
+        uint _S433 = _S432 + 1U;
+        if(_S433 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S432]) = _S425 * *&((&this_11->sums_0[1U])->w);
+            *(&(target_0->result_2)[_S428 + _S433]) = _S426 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S433 = 16U + _S428;
-        if(_S433 < _S429)
+        uint _S434 = 16U + _S429;
+        if(_S434 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S433]) = _S425 * *&((&this_11->sums_0[2U])->z);
+            *(&(target_0->result_2)[_S428 + _S434]) = _S426 * *&((&this_11->sums_0[2U])->z);
         }
-        uint _S434 = _S433 + 1U;
-        if(_S434 < _S429)
+        uint _S435 = _S434 + 1U;
+        if(_S435 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S434]) = _S425 * *&((&this_11->sums_0[2U])->w);
+            *(&(target_0->result_2)[_S428 + _S435]) = _S426 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S435 = 24U + _S428;
-        if(_S435 < _S429)
+        uint _S436 = 24U + _S429;
+        if(_S436 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S435]) = _S425 * *&((&this_11->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S428 + _S436]) = _S426 * *&((&this_11->sums_0[3U])->z);
         }
-        uint _S436 = _S435 + 1U;
-        if(_S436 < _S429)
+        uint _S437 = _S436 + 1U;
+        if(_S437 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S436]) = _S425 * *&((&this_11->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S428 + _S437]) = _S426 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S437 = 32U + _S428;
-        if(_S437 < _S429)
+        uint _S438 = 32U + _S429;
+        if(_S438 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S437]) = _S425 * *&((&this_11->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S428 + _S438]) = _S426 * *&((&this_11->sums_0[4U])->z);
         }
-        uint _S438 = _S437 + 1U;
-        if(_S438 < _S429)
+        uint _S439 = _S438 + 1U;
+        if(_S439 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S438]) = _S425 * *&((&this_11->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S428 + _S439]) = _S426 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S439 = 40U + _S428;
-        if(_S439 < _S429)
+        uint _S440 = 40U + _S429;
+        if(_S440 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S439]) = _S425 * *&((&this_11->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S428 + _S440]) = _S426 * *&((&this_11->sums_0[5U])->z);
         }
-        uint _S440 = _S439 + 1U;
-        if(_S440 < _S429)
+        uint _S441 = _S440 + 1U;
+        if(_S441 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S440]) = _S425 * *&((&this_11->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S428 + _S441]) = _S426 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S441 = 48U + _S428;
-        if(_S441 < _S429)
+        uint _S442 = 48U + _S429;
+        if(_S442 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S441]) = _S425 * *&((&this_11->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S428 + _S442]) = _S426 * *&((&this_11->sums_0[6U])->z);
         }
-        uint _S442 = _S441 + 1U;
-        if(_S442 < _S429)
+        uint _S443 = _S442 + 1U;
+        if(_S443 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S442]) = _S425 * *&((&this_11->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S428 + _S443]) = _S426 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S443 = 56U + _S428;
-        if(_S443 < _S429)
+        uint _S444 = 56U + _S429;
+        if(_S444 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S443]) = _S425 * *&((&this_11->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S428 + _S444]) = _S426 * *&((&this_11->sums_0[7U])->z);
         }
-        uint _S444 = _S443 + 1U;
-        if(_S444 < _S429)
+        uint _S445 = _S444 + 1U;
+        if(_S445 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S444]) = _S425 * *&((&this_11->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S428 + _S445]) = _S426 * *&((&this_11->sums_0[7U])->w);
         }
-        uint _S445 = 64U + _S428;
-        if(_S445 < _S429)
+        uint _S446 = 64U + _S429;
+        if(_S446 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S445]) = _S425 * *&((&this_11->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S428 + _S446]) = _S426 * *&((&this_11->sums_0[8U])->z);
         }
-        uint _S446 = _S445 + 1U;
-        if(_S446 < _S429)
+        uint _S447 = _S446 + 1U;
+        if(_S447 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S446]) = _S425 * *&((&this_11->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S428 + _S447]) = _S426 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S447 = 72U + _S428;
-        if(_S447 < _S429)
+        uint _S448 = 72U + _S429;
+        if(_S448 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S447]) = _S425 * *&((&this_11->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S428 + _S448]) = _S426 * *&((&this_11->sums_0[9U])->z);
         }
-        uint _S448 = _S447 + 1U;
-        if(_S448 < _S429)
+        uint _S449 = _S448 + 1U;
+        if(_S449 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S448]) = _S425 * *&((&this_11->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S428 + _S449]) = _S426 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S449 = 80U + _S428;
-        if(_S449 < _S429)
+        uint _S450 = 80U + _S429;
+        if(_S450 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S449]) = _S425 * *&((&this_11->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S428 + _S450]) = _S426 * *&((&this_11->sums_0[10U])->z);
         }
-        uint _S450 = _S449 + 1U;
-        if(_S450 < _S429)
+        uint _S451 = _S450 + 1U;
+        if(_S451 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S450]) = _S425 * *&((&this_11->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S428 + _S451]) = _S426 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S451 = 88U + _S428;
-        if(_S451 < _S429)
+        uint _S452 = 88U + _S429;
+        if(_S452 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S451]) = _S425 * *&((&this_11->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S428 + _S452]) = _S426 * *&((&this_11->sums_0[11U])->z);
         }
-        uint _S452 = _S451 + 1U;
-        if(_S452 < _S429)
+        uint _S453 = _S452 + 1U;
+        if(_S453 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S452]) = _S425 * *&((&this_11->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S428 + _S453]) = _S426 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S453 = 96U + _S428;
-        if(_S453 < _S429)
+        uint _S454 = 96U + _S429;
+        if(_S454 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S453]) = _S425 * *&((&this_11->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S428 + _S454]) = _S426 * *&((&this_11->sums_0[12U])->z);
         }
-        uint _S454 = _S453 + 1U;
-        if(_S454 < _S429)
+        uint _S455 = _S454 + 1U;
+        if(_S455 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S454]) = _S425 * *&((&this_11->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S428 + _S455]) = _S426 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S455 = 104U + _S428;
-        if(_S455 < _S429)
+        uint _S456 = 104U + _S429;
+        if(_S456 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S455]) = _S425 * *&((&this_11->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S428 + _S456]) = _S426 * *&((&this_11->sums_0[13U])->z);
         }
-        uint _S456 = _S455 + 1U;
-        if(_S456 < _S429)
+        uint _S457 = _S456 + 1U;
+        if(_S457 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S456]) = _S425 * *&((&this_11->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S428 + _S457]) = _S426 * *&((&this_11->sums_0[13U])->w);
         }
-        uint _S457 = 112U + _S428;
-        if(_S457 < _S429)
+        uint _S458 = 112U + _S429;
+        if(_S458 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S457]) = _S425 * *&((&this_11->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S428 + _S458]) = _S426 * *&((&this_11->sums_0[14U])->z);
         }
-        uint _S458 = _S457 + 1U;
-        if(_S458 < _S429)
+        uint _S459 = _S458 + 1U;
+        if(_S459 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S458]) = _S425 * *&((&this_11->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S428 + _S459]) = _S426 * *&((&this_11->sums_0[14U])->w);
         }
-        uint _S459 = 120U + _S428;
-        if(_S459 < _S429)
+        uint _S460 = 120U + _S429;
+        if(_S460 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S459]) = _S425 * *&((&this_11->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S428 + _S460]) = _S426 * *&((&this_11->sums_0[15U])->z);
         }
-        uint _S460 = _S459 + 1U;
-        if(_S460 < _S429)
+        uint _S461 = _S460 + 1U;
+        if(_S461 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S460]) = _S425 * *&((&this_11->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S428 + _S461]) = _S426 * *&((&this_11->sums_0[15U])->w);
         }
-        uint _S461 = 128U + _S428;
-        if(_S461 < _S429)
+        uint _S462 = 128U + _S429;
+        if(_S462 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S461]) = _S425 * *&((&this_11->sums_0[16U])->z);
+            *(&(target_0->result_2)[_S428 + _S462]) = _S426 * *&((&this_11->sums_0[16U])->z);
         }
-        uint _S462 = _S461 + 1U;
-        if(_S462 < _S429)
+        uint _S463 = _S462 + 1U;
+        if(_S463 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S462]) = _S425 * *&((&this_11->sums_0[16U])->w);
+            *(&(target_0->result_2)[_S428 + _S463]) = _S426 * *&((&this_11->sums_0[16U])->w);
         }
-        uint _S463 = 136U + _S428;
-        if(_S463 < _S429)
+        uint _S464 = 136U + _S429;
+        if(_S464 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S463]) = _S425 * *&((&this_11->sums_0[17U])->z);
+            *(&(target_0->result_2)[_S428 + _S464]) = _S426 * *&((&this_11->sums_0[17U])->z);
         }
-        uint _S464 = _S463 + 1U;
-        if(_S464 < _S429)
+        uint _S465 = _S464 + 1U;
+        if(_S465 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S464]) = _S425 * *&((&this_11->sums_0[17U])->w);
+            *(&(target_0->result_2)[_S428 + _S465]) = _S426 * *&((&this_11->sums_0[17U])->w);
         }
-        uint _S465 = 144U + _S428;
-        if(_S465 < _S429)
+        uint _S466 = 144U + _S429;
+        if(_S466 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S465]) = _S425 * *&((&this_11->sums_0[18U])->z);
+            *(&(target_0->result_2)[_S428 + _S466]) = _S426 * *&((&this_11->sums_0[18U])->z);
         }
-        uint _S466 = _S465 + 1U;
-        if(_S466 < _S429)
+        uint _S467 = _S466 + 1U;
+        if(_S467 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S466]) = _S425 * *&((&this_11->sums_0[18U])->w);
+            *(&(target_0->result_2)[_S428 + _S467]) = _S426 * *&((&this_11->sums_0[18U])->w);
         }
-        uint _S467 = 152U + _S428;
-        if(_S467 < _S429)
+        uint _S468 = 152U + _S429;
+        if(_S468 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S467]) = _S425 * *&((&this_11->sums_0[19U])->z);
+            *(&(target_0->result_2)[_S428 + _S468]) = _S426 * *&((&this_11->sums_0[19U])->z);
         }
-        uint _S468 = _S467 + 1U;
-        if(_S468 < _S429)
+        uint _S469 = _S468 + 1U;
+        if(_S469 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S468]) = _S425 * *&((&this_11->sums_0[19U])->w);
+            *(&(target_0->result_2)[_S428 + _S469]) = _S426 * *&((&this_11->sums_0[19U])->w);
         }
-        uint _S469 = 160U + _S428;
-        if(_S469 < _S429)
+        uint _S470 = 160U + _S429;
+        if(_S470 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S469]) = _S425 * *&((&this_11->sums_0[20U])->z);
+            *(&(target_0->result_2)[_S428 + _S470]) = _S426 * *&((&this_11->sums_0[20U])->z);
         }
-        uint _S470 = _S469 + 1U;
-        if(_S470 < _S429)
+        uint _S471 = _S470 + 1U;
+        if(_S471 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S470]) = _S425 * *&((&this_11->sums_0[20U])->w);
+            *(&(target_0->result_2)[_S428 + _S471]) = _S426 * *&((&this_11->sums_0[20U])->w);
         }
-        uint _S471 = 168U + _S428;
-        if(_S471 < _S429)
+        uint _S472 = 168U + _S429;
+        if(_S472 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S471]) = _S425 * *&((&this_11->sums_0[21U])->z);
+            *(&(target_0->result_2)[_S428 + _S472]) = _S426 * *&((&this_11->sums_0[21U])->z);
         }
-        uint _S472 = _S471 + 1U;
-        if(_S472 < _S429)
+        uint _S473 = _S472 + 1U;
+        if(_S473 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S472]) = _S425 * *&((&this_11->sums_0[21U])->w);
+            *(&(target_0->result_2)[_S428 + _S473]) = _S426 * *&((&this_11->sums_0[21U])->w);
         }
-        uint _S473 = 176U + _S428;
-        if(_S473 < _S429)
+        uint _S474 = 176U + _S429;
+        if(_S474 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S473]) = _S425 * *&((&this_11->sums_0[22U])->z);
+            *(&(target_0->result_2)[_S428 + _S474]) = _S426 * *&((&this_11->sums_0[22U])->z);
         }
-        uint _S474 = _S473 + 1U;
-        if(_S474 < _S429)
+        uint _S475 = _S474 + 1U;
+        if(_S475 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S474]) = _S425 * *&((&this_11->sums_0[22U])->w);
+            *(&(target_0->result_2)[_S428 + _S475]) = _S426 * *&((&this_11->sums_0[22U])->w);
         }
-        uint _S475 = 184U + _S428;
-        if(_S475 < _S429)
+        uint _S476 = 184U + _S429;
+        if(_S476 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S475]) = _S425 * *&((&this_11->sums_0[23U])->z);
+            *(&(target_0->result_2)[_S428 + _S476]) = _S426 * *&((&this_11->sums_0[23U])->z);
         }
-        uint _S476 = _S475 + 1U;
-        if(_S476 < _S429)
+        uint _S477 = _S476 + 1U;
+        if(_S477 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S476]) = _S425 * *&((&this_11->sums_0[23U])->w);
+            *(&(target_0->result_2)[_S428 + _S477]) = _S426 * *&((&this_11->sums_0[23U])->w);
         }
-        uint _S477 = 192U + _S428;
-        if(_S477 < _S429)
+        uint _S478 = 192U + _S429;
+        if(_S478 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S477]) = _S425 * *&((&this_11->sums_0[24U])->z);
+            *(&(target_0->result_2)[_S428 + _S478]) = _S426 * *&((&this_11->sums_0[24U])->z);
         }
-        uint _S478 = _S477 + 1U;
-        if(_S478 < _S429)
+        uint _S479 = _S478 + 1U;
+        if(_S479 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S478]) = _S425 * *&((&this_11->sums_0[24U])->w);
+            *(&(target_0->result_2)[_S428 + _S479]) = _S426 * *&((&this_11->sums_0[24U])->w);
         }
-        uint _S479 = 200U + _S428;
-        if(_S479 < _S429)
+        uint _S480 = 200U + _S429;
+        if(_S480 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S479]) = _S425 * *&((&this_11->sums_0[25U])->z);
+            *(&(target_0->result_2)[_S428 + _S480]) = _S426 * *&((&this_11->sums_0[25U])->z);
         }
-        uint _S480 = _S479 + 1U;
-        if(_S480 < _S429)
+        uint _S481 = _S480 + 1U;
+        if(_S481 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S480]) = _S425 * *&((&this_11->sums_0[25U])->w);
+            *(&(target_0->result_2)[_S428 + _S481]) = _S426 * *&((&this_11->sums_0[25U])->w);
         }
-        uint _S481 = 208U + _S428;
-        if(_S481 < _S429)
+        uint _S482 = 208U + _S429;
+        if(_S482 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S481]) = _S425 * *&((&this_11->sums_0[26U])->z);
+            *(&(target_0->result_2)[_S428 + _S482]) = _S426 * *&((&this_11->sums_0[26U])->z);
         }
-        uint _S482 = _S481 + 1U;
-        if(_S482 < _S429)
+        uint _S483 = _S482 + 1U;
+        if(_S483 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S482]) = _S425 * *&((&this_11->sums_0[26U])->w);
+            *(&(target_0->result_2)[_S428 + _S483]) = _S426 * *&((&this_11->sums_0[26U])->w);
         }
-        uint _S483 = 216U + _S428;
-        if(_S483 < _S429)
+        uint _S484 = 216U + _S429;
+        if(_S484 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S483]) = _S425 * *&((&this_11->sums_0[27U])->z);
+            *(&(target_0->result_2)[_S428 + _S484]) = _S426 * *&((&this_11->sums_0[27U])->z);
         }
-        uint _S484 = _S483 + 1U;
-        if(_S484 < _S429)
+        uint _S485 = _S484 + 1U;
+        if(_S485 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S484]) = _S425 * *&((&this_11->sums_0[27U])->w);
+            *(&(target_0->result_2)[_S428 + _S485]) = _S426 * *&((&this_11->sums_0[27U])->w);
         }
-        uint _S485 = 224U + _S428;
-        if(_S485 < _S429)
+        uint _S486 = 224U + _S429;
+        if(_S486 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S485]) = _S425 * *&((&this_11->sums_0[28U])->z);
+            *(&(target_0->result_2)[_S428 + _S486]) = _S426 * *&((&this_11->sums_0[28U])->z);
         }
-        uint _S486 = _S485 + 1U;
-        if(_S486 < _S429)
+        uint _S487 = _S486 + 1U;
+        if(_S487 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S486]) = _S425 * *&((&this_11->sums_0[28U])->w);
+            *(&(target_0->result_2)[_S428 + _S487]) = _S426 * *&((&this_11->sums_0[28U])->w);
         }
-        uint _S487 = 232U + _S428;
-        if(_S487 < _S429)
+        uint _S488 = 232U + _S429;
+        if(_S488 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S487]) = _S425 * *&((&this_11->sums_0[29U])->z);
+            *(&(target_0->result_2)[_S428 + _S488]) = _S426 * *&((&this_11->sums_0[29U])->z);
         }
-        uint _S488 = _S487 + 1U;
-        if(_S488 < _S429)
+        uint _S489 = _S488 + 1U;
+        if(_S489 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S488]) = _S425 * *&((&this_11->sums_0[29U])->w);
+            *(&(target_0->result_2)[_S428 + _S489]) = _S426 * *&((&this_11->sums_0[29U])->w);
         }
-        uint _S489 = 240U + _S428;
-        if(_S489 < _S429)
+        uint _S490 = 240U + _S429;
+        if(_S490 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S489]) = _S425 * *&((&this_11->sums_0[30U])->z);
+            *(&(target_0->result_2)[_S428 + _S490]) = _S426 * *&((&this_11->sums_0[30U])->z);
         }
-        uint _S490 = _S489 + 1U;
-        if(_S490 < _S429)
+        uint _S491 = _S490 + 1U;
+        if(_S491 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S490]) = _S425 * *&((&this_11->sums_0[30U])->w);
+            *(&(target_0->result_2)[_S428 + _S491]) = _S426 * *&((&this_11->sums_0[30U])->w);
         }
-        uint _S491 = 248U + _S428;
-        if(_S491 < _S429)
+        uint _S492 = 248U + _S429;
+        if(_S492 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S491]) = _S425 * *&((&this_11->sums_0[31U])->z);
+            *(&(target_0->result_2)[_S428 + _S492]) = _S426 * *&((&this_11->sums_0[31U])->z);
         }
-        uint _S492 = _S491 + 1U;
-        if(_S492 < _S429)
+        uint _S493 = _S492 + 1U;
+        if(_S493 < _S430)
         {
-            *(&(target_0->result_2)[_S427 + _S492]) = _S425 * *&((&this_11->sums_0[31U])->w);
+            *(&(target_0->result_2)[_S428 + _S493]) = _S426 * *&((&this_11->sums_0[31U])->w);
         }
     }
     return;
@@ -1966,36 +1972,36 @@ __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 
 __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
 {
-    bool _S493;
     bool _S494;
     bool _S495;
-    uint _S496 = p_0->kv_heads_0;
-    uint _S497 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S498 = (U32_min((_S497), (64U)));
-    uint _S499 = 64U / _S498;
-    uint _S500 = (_S497 + 64U - 1U) / 64U;
-    uint _S501 = _S496 * _S500;
-    uint _S502 = p_0->batch_offset_0;
-    uint _S503 = p_0->batch_row_0;
-    uint _S504 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S505 = (_S504 + _S499 - 1U) / _S499;
-    uint _S506 = group_number_0(group_1);
-    if(_S506 >= (_S505 * _S501))
+    bool _S496;
+    uint _S497 = p_0->kv_heads_0;
+    uint _S498 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S499 = (U32_min((_S498), (64U)));
+    uint _S500 = 64U / _S499;
+    uint _S501 = (_S498 + 64U - 1U) / 64U;
+    uint _S502 = _S497 * _S501;
+    uint _S503 = p_0->batch_offset_0;
+    uint _S504 = p_0->batch_row_0;
+    uint _S505 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S506 = (_S505 + _S500 - 1U) / _S500;
+    uint _S507 = group_number_0(group_1);
+    if(_S507 >= (_S506 * _S502))
     {
         return;
     }
-    uint _S507 = _S506 % _S501;
-    uint _S508 = _S505 - 1U;
-    uint _S509 = _S506 / _S501;
-    uint _S510 = (_S508 - _S509) * _S499;
-    uint _S511 = (U32_min((_S510 + _S499), (_S504)));
-    uint _S512 = _S507 / _S500;
-    uint _S513 = _S512 * _S497;
-    uint _S514 = _S507 % _S500;
-    uint _S515 = _S513 + _S514 * 64U;
-    uint _S516 = (_S512 + 1U) * _S497;
-    uint _S517 = p_0->head_dim_0;
-    uint _S518 = _S496 * p_0->head_dim_0;
+    uint _S508 = _S507 % _S502;
+    uint _S509 = _S506 - 1U;
+    uint _S510 = _S507 / _S502;
+    uint _S511 = (_S509 - _S510) * _S500;
+    uint _S512 = (U32_min((_S511 + _S500), (_S505)));
+    uint _S513 = _S508 / _S501;
+    uint _S514 = _S513 * _S498;
+    uint _S515 = _S508 % _S501;
+    uint _S516 = _S514 + _S515 * 64U;
+    uint _S517 = (_S513 + 1U) * _S498;
+    uint _S518 = p_0->head_dim_0;
+    uint _S519 = _S497 * p_0->head_dim_0;
     uint i_2 = thread_1;
     for(;;)
     {
@@ -2006,23 +2012,14 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S519 = i_2 / 32U;
-        uint _S520 = i_2 % 32U;
-        int4  _S521 = make_int4 (int(0));
-        uint4  _S522 = make_uint4 ((uint)_S521.x, (uint)_S521.y, (uint)_S521.z, (uint)_S521.w);
-        if(_S519 < (_S499 * _S498))
+        uint _S520 = i_2 / 32U;
+        uint _S521 = i_2 % 32U;
+        int4  _S522 = make_int4 (int(0));
+        uint4  _S523 = make_uint4 ((uint)_S522.x, (uint)_S522.y, (uint)_S522.z, (uint)_S522.w);
+        if(_S520 < (_S500 * _S499))
         {
-            uint _S523 = _S519 / _S498;
-            _S493 = (_S510 + _S523) < _S511;
-        }
-        else
-        {
-            _S493 = false;
-        }
-        if(_S493)
-        {
-            uint _S524 = _S519 % _S498;
-            _S494 = (_S515 + _S524) < _S516;
+            uint _S524 = _S520 / _S499;
+            _S494 = (_S511 + _S524) < _S512;
         }
         else
         {
@@ -2030,132 +2027,141 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         }
         if(_S494)
         {
-            _S495 = (8U * _S520) < _S517;
+            uint _S525 = _S520 % _S499;
+            _S495 = (_S516 + _S525) < _S517;
         }
         else
         {
             _S495 = false;
         }
-        uint4  halves_0;
         if(_S495)
         {
-            uint _S525 = p_0->q_offset_0;
-            uint _S526 = _S519 / _S498;
-            uint _S527 = _S525 + (_S510 + _S526) * p_0->q_stride_0;
-            uint _S528 = _S519 % _S498;
-            uint _S529 = (_S527 + (_S515 + _S528) * _S517) / 4U + 2U * _S520;
-            float _S530 = 1.4426950216293335f * p_0->scale_2;
-            float4  _S531 = __ldg((&(q_0)[_S529]));
-            float4  _S532 = make_float4 (-65504.0f);
-            float4  _S533 = make_float4 (65504.0f);
-            float4  _S534 = clamp_0(make_float4 (_S530) * _S531, _S532, _S533);
-            float4  _S535 = __ldg((&(q_0)[_S529 + 1U]));
-            uint4  _S536 = eight_halves_0(_S534, clamp_0(make_float4 (_S530) * _S535, _S532, _S533));
-            halves_0 = _S536;
+            _S496 = (8U * _S521) < _S518;
         }
         else
         {
-            halves_0 = _S522;
+            _S496 = false;
         }
-        put_0(_S519 * 33U + _S520, halves_0);
+        uint4  halves_0;
+        if(_S496)
+        {
+            uint _S526 = p_0->q_offset_0;
+            uint _S527 = _S520 / _S499;
+            uint _S528 = _S526 + (_S511 + _S527) * p_0->q_stride_0;
+            uint _S529 = _S520 % _S499;
+            uint _S530 = (_S528 + (_S516 + _S529) * _S518) / 4U + 2U * _S521;
+            float _S531 = 1.4426950216293335f * p_0->scale_2;
+            float4  _S532 = __ldg((&(q_0)[_S530]));
+            float4  _S533 = make_float4 (-65504.0f);
+            float4  _S534 = make_float4 (65504.0f);
+            float4  _S535 = clamp_0(make_float4 (_S531) * _S532, _S533, _S534);
+            float4  _S536 = __ldg((&(q_0)[_S530 + 1U]));
+            uint4  _S537 = eight_halves_0(_S535, clamp_0(make_float4 (_S531) * _S536, _S533, _S534));
+            halves_0 = _S537;
+        }
+        else
+        {
+            halves_0 = _S523;
+        }
+        put_0(_S520 * 33U + _S521, halves_0);
         i_2 = i_2 + 128U;
     }
-    if(thread_1 < _S499)
+    if(thread_1 < _S500)
     {
-        _S493 = (_S510 + thread_1) < _S511;
+        _S494 = (_S511 + thread_1) < _S512;
     }
     else
     {
-        _S493 = false;
+        _S494 = false;
     }
-    if(_S493)
+    if(_S494)
     {
-        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S502, _S503 + _S510 + thread_1);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S503, _S504 + _S511 + thread_1);
     }
     __syncthreads();
-    uint _S537 = thread_1 % 32U;
+    uint _S538 = thread_1 % 32U;
     Attending_0 attending_0;
     Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S538 = (&attending_0)->part_0 * 32U;
-    uint _S539 = thread_1 / 32U;
-    uint _S540 = _S512 * _S517 + 8U * (U32_min((_S537), (_S517 / 8U - 1U)));
-    uint row_4 = _S510;
+    uint _S539 = (&attending_0)->part_0 * 32U;
+    uint _S540 = thread_1 / 32U;
+    uint _S541 = _S513 * _S518 + 8U * (U32_min((_S538), (_S518 / 8U - 1U)));
+    uint row_4 = _S511;
     for(;;)
     {
-        if(row_4 < _S511)
+        if(row_4 < _S512)
         {
         }
         else
         {
             break;
         }
-        uint _S541 = (*&row_sequences_0)[row_4 - _S510];
-        uint r_0 = _S537;
-        uint other_0 = _S511;
+        uint _S542 = (*&row_sequences_0)[row_4 - _S511];
+        uint r_0 = _S538;
+        uint other_0 = _S512;
         for(;;)
         {
-            if(r_0 < (_S511 - _S510))
+            if(r_0 < (_S512 - _S511))
             {
             }
             else
             {
                 break;
             }
-            uint _S542 = _S510 + r_0;
-            if(_S542 > row_4)
+            uint _S543 = _S511 + r_0;
+            if(_S543 > row_4)
             {
-                _S493 = ((*&row_sequences_0)[r_0]) != _S541;
+                _S494 = ((*&row_sequences_0)[r_0]) != _S542;
             }
             else
             {
-                _S493 = false;
+                _S494 = false;
             }
-            if(_S493)
+            if(_S494)
             {
-                other_0 = (U32_min((other_0), (_S542)));
+                other_0 = (U32_min((other_0), (_S543)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S543 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S541, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        SequenceTable_0 _S544 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S542, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
         uint begin_2;
         uint end_0;
         if(thread_1 < 64U)
         {
-            uint _S544 = thread_1 / _S498;
-            uint _S545 = _S510 + _S544;
-            if(thread_1 < (_S499 * _S498))
+            uint _S545 = thread_1 / _S499;
+            uint _S546 = _S511 + _S545;
+            if(thread_1 < (_S500 * _S499))
             {
-                _S493 = _S545 < _S511;
+                _S494 = _S546 < _S512;
             }
             else
             {
-                _S493 = false;
+                _S494 = false;
             }
-            if(_S493)
+            if(_S494)
             {
-                uint _S546 = row_position_0(batch_3, _S502, _S503 + _S545);
-                uint _S547 = first_seen_0(_S546, p_0->window_0);
-                if(_S545 >= row_4)
+                uint _S547 = row_position_0(batch_3, _S503, _S504 + _S546);
+                uint _S548 = first_seen_0(_S547, p_0->window_0);
+                if(_S546 >= row_4)
                 {
-                    _S494 = _S545 < row_5;
+                    _S495 = _S546 < row_5;
                 }
                 else
                 {
-                    _S494 = false;
+                    _S495 = false;
                 }
-                if(_S494)
+                if(_S495)
                 {
-                    SequenceTable_0 _S548 = _S543;
-                    uint _S549 = SequenceTable_end_of_0(&_S548, _S546);
-                    i_2 = _S549;
+                    SequenceTable_0 _S549 = _S544;
+                    uint _S550 = SequenceTable_end_of_0(&_S549, _S547);
+                    i_2 = _S550;
                 }
                 else
                 {
                     i_2 = 0U;
                 }
-                begin_2 = _S547;
+                begin_2 = _S548;
                 end_0 = i_2;
             }
             else
@@ -2166,72 +2172,72 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S550 = shown_0(_S537);
-        uint _S551 = _S550.x;
-        uint _S552 = _S550.y;
-        if(_S551 < _S552)
+        uint2  _S551 = shown_0(_S538);
+        uint _S552 = _S551.x;
+        uint _S553 = _S551.y;
+        if(_S552 < _S553)
         {
-            _S493 = _S552 != 4294967295U;
+            _S494 = _S553 != 4294967295U;
         }
         else
         {
-            _S493 = false;
+            _S494 = false;
         }
-        if(_S493)
+        if(_S494)
         {
-            uint _S553 = (U32_max((0U), (_S552)));
-            begin_2 = (U32_min((4294967295U), (_S551)));
-            end_0 = _S553;
+            uint _S554 = (U32_max((0U), (_S553)));
+            begin_2 = (U32_min((4294967295U), (_S552)));
+            end_0 = _S554;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S554 = (U32_max((0U), (_S551)));
-        uint _S555 = (U32_min((4294967295U), (_S552)));
-        uint2  _S556 = shown_0(32U + _S537);
-        uint _S557 = _S556.x;
-        uint _S558 = _S556.y;
-        if(_S557 < _S558)
+        uint _S555 = (U32_max((0U), (_S552)));
+        uint _S556 = (U32_min((4294967295U), (_S553)));
+        uint2  _S557 = shown_0(32U + _S538);
+        uint _S558 = _S557.x;
+        uint _S559 = _S557.y;
+        if(_S558 < _S559)
         {
-            _S494 = _S558 != 4294967295U;
+            _S495 = _S559 != 4294967295U;
         }
         else
         {
-            _S494 = false;
+            _S495 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S494)
+        if(_S495)
         {
-            uint _S559 = (U32_max((end_0), (_S558)));
-            begin_3 = (U32_min((begin_2), (_S557)));
-            end_1 = _S559;
+            uint _S560 = (U32_max((end_0), (_S559)));
+            begin_3 = (U32_min((begin_2), (_S558)));
+            end_1 = _S560;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S560 = (U32_max((_S554), (_S557)));
-        uint _S561 = (U32_min((_S555), (_S558)));
+        uint _S561 = (U32_max((_S555), (_S558)));
+        uint _S562 = (U32_min((_S556), (_S559)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S562 = (__reduce_max_sync(0xffffffffu, (_S560)));
-        uint _S563 = (__reduce_min_sync(0xffffffffu, (_S561)));
+        uint _S563 = (__reduce_max_sync(0xffffffffu, (_S561)));
+        uint _S564 = (__reduce_min_sync(0xffffffffu, (_S562)));
         if(begin_4 < end_2)
         {
             if(thread_1 < 32U)
             {
-                uint _S564 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S565 = _S543;
-                uint _S566 = SequenceTable_slot_0(&_S565, sequences_2, _S564);
-                (*&slots_0)[thread_1] = _S566;
+                uint _S565 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S566 = _S544;
+                uint _S567 = SequenceTable_slot_0(&_S566, sequences_2, _S565);
+                (*&slots_0)[thread_1] = _S567;
             }
             __syncthreads();
-            Parts_0 _S567 = load_0(k_pages_0, p_0->k_pages_offset_0, _S518, _S540, 0U, _S539);
-            Parts_store_0(&_S567, 0U, _S539, _S537);
+            Parts_0 _S568 = load_0(k_pages_0, p_0->k_pages_offset_0, _S519, _S541, 0U, _S540);
+            Parts_store_0(&_S568, 0U, _S540, _S538);
         }
         __syncthreads();
         uint at_3 = begin_4;
@@ -2245,82 +2251,82 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S568 = 1U - now_0;
-            if(at_3 < _S562)
+            uint _S569 = 1U - now_0;
+            if(at_3 < _S563)
             {
-                _S495 = true;
+                _S496 = true;
             }
             else
             {
-                _S495 = (at_3 + 32U) > _S563;
+                _S496 = (at_3 + 32U) > _S564;
             }
-            Parts_0 _S569 = load_0(v_pages_0, p_0->v_pages_offset_0, _S518, _S540, now_0 * 32U, _S539);
-            bool _S570 = thread_1 < 32U;
+            Parts_0 _S570 = load_0(v_pages_0, p_0->v_pages_offset_0, _S519, _S541, now_0 * 32U, _S540);
+            bool _S571 = thread_1 < 32U;
             uint slot_2;
-            if(_S570)
+            if(_S571)
             {
-                uint _S571 = (U32_min((at_3 + 32U + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S572 = _S543;
-                uint _S573 = SequenceTable_slot_0(&_S572, sequences_2, _S571);
-                slot_2 = _S573;
+                uint _S572 = (U32_min((at_3 + 32U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S573 = _S544;
+                uint _S574 = SequenceTable_slot_0(&_S573, sequences_2, _S572);
+                slot_2 = _S574;
             }
             else
             {
                 slot_2 = 0U;
             }
-            uint _S574 = _S538 * 33U;
-            Attending_score_0(&attending_0, _S574);
-            Parts_0 _S575 = _S569;
-            Parts_store_0(&_S575, 1056U, _S539, _S537);
-            if(_S570)
+            uint _S575 = _S539 * 33U;
+            Attending_score_0(&attending_0, _S575);
+            Parts_0 _S576 = _S570;
+            Parts_store_0(&_S576, 1056U, _S540, _S538);
+            if(_S571)
             {
-                (*&slots_0)[_S568 * 32U + thread_1] = slot_2;
+                (*&slots_0)[_S569 * 32U + thread_1] = slot_2;
             }
             __syncthreads();
-            Parts_0 _S576 = load_0(k_pages_0, p_0->k_pages_offset_0, _S518, _S540, _S568 * 32U, _S539);
-            Attending_weigh_0(&attending_0, at_3 + _S538, _S495);
-            Attending_add_0(&attending_0, 1056U + _S574);
-            Parts_0 _S577 = _S576;
-            Parts_store_0(&_S577, 0U, _S539, _S537);
+            Parts_0 _S577 = load_0(k_pages_0, p_0->k_pages_offset_0, _S519, _S541, _S569 * 32U, _S540);
+            Attending_weigh_0(&attending_0, at_3 + _S539, _S496);
+            Attending_add_0(&attending_0, 1056U + _S575);
+            Parts_0 _S578 = _S577;
+            Parts_store_0(&_S578, 0U, _S540, _S538);
             __syncthreads();
             at_3 = at_3 + 32U;
-            now_0 = _S568;
+            now_0 = _S569;
         }
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_3;
-    uint _S578 = p_0->sinks_offset_0;
+    uint _S579 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_2 = 4294967295U;
     }
     else
     {
-        i_2 = _S578 + _S515;
+        i_2 = _S579 + _S516;
     }
     (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_2 = p_0->out_offset_0 + _S510 * p_0->out_stride_0 + _S515 * _S517;
+    (&target_1)->at_2 = p_0->out_offset_0 + _S511 * p_0->out_stride_0 + _S516 * _S518;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S517;
-    (&target_1)->heads_1 = _S498;
-    (&target_1)->rows_3 = _S511 - _S510;
-    (&target_1)->last_0 = _S516 - _S515;
+    (&target_1)->head_dim_1 = _S518;
+    (&target_1)->heads_1 = _S499;
+    (&target_1)->rows_3 = _S512 - _S511;
+    (&target_1)->last_0 = _S517 - _S516;
     Attending_join_0(&attending_0);
     if(((&attending_0)->part_0) == 0U)
     {
-        Attending_0 _S579 = attending_0;
-        Target_0 _S580 = target_1;
-        Attending_write_0(&_S579, &_S580);
+        Attending_0 _S580 = attending_0;
+        Target_0 _S581 = target_1;
+        Attending_write_0(&_S580, &_S581);
     }
     return;
 }
 
 extern "C" __global__ void matrix256_prefill_attention_f32(StructuredBuffer<float4 > q_1, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
 {
-    uint _S581 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S582 = p_1;
-    attend_0(blockIdx, _S581, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S582);
+    uint _S582 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S583 = p_1;
+    attend_0(blockIdx, _S582, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S583);
     return;
 }

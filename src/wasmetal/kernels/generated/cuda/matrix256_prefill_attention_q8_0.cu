@@ -62,19 +62,25 @@ __device__ float4  bytes_1(uint word_0)
     return _S2;
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S3 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S3;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S3 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S4 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S5 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S6 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S3, _S4, _S5, _S6);
+    uint _S4 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S5 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S6 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S7 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S4, _S5, _S6, _S7);
 }
 
 __device__ uint4  Blocks8Halves_decode_0(Part8_0 * part_0)
 {
-    uint4  _S7 = eight_halves_0(make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.x), make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.y));
-    return _S7;
+    uint4  _S8 = eight_halves_0(make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.x), make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.y));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 2112>  tiles_0;
@@ -87,30 +93,30 @@ __device__ void put_0(uint at_0, uint4  eight_halves_1)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint to_0, uint row_0, uint eight_0)
 {
-    uint _S8 = to_0 + row_0 * 33U + eight_0;
-    uint4  _S9 = Blocks8Halves_decode_0(&this_0->rows_0[0U]);
-    put_0(_S8, _S9);
-    uint _S10 = to_0 + (row_0 + 4U) * 33U + eight_0;
-    uint4  _S11 = Blocks8Halves_decode_0(&this_0->rows_0[1U]);
-    put_0(_S10, _S11);
-    uint _S12 = to_0 + (row_0 + 8U) * 33U + eight_0;
-    uint4  _S13 = Blocks8Halves_decode_0(&this_0->rows_0[2U]);
-    put_0(_S12, _S13);
-    uint _S14 = to_0 + (row_0 + 12U) * 33U + eight_0;
-    uint4  _S15 = Blocks8Halves_decode_0(&this_0->rows_0[3U]);
-    put_0(_S14, _S15);
-    uint _S16 = to_0 + (row_0 + 16U) * 33U + eight_0;
-    uint4  _S17 = Blocks8Halves_decode_0(&this_0->rows_0[4U]);
-    put_0(_S16, _S17);
-    uint _S18 = to_0 + (row_0 + 20U) * 33U + eight_0;
-    uint4  _S19 = Blocks8Halves_decode_0(&this_0->rows_0[5U]);
-    put_0(_S18, _S19);
-    uint _S20 = to_0 + (row_0 + 24U) * 33U + eight_0;
-    uint4  _S21 = Blocks8Halves_decode_0(&this_0->rows_0[6U]);
-    put_0(_S20, _S21);
-    uint _S22 = to_0 + (row_0 + 28U) * 33U + eight_0;
-    uint4  _S23 = Blocks8Halves_decode_0(&this_0->rows_0[7U]);
-    put_0(_S22, _S23);
+    uint _S9 = to_0 + row_0 * 33U + eight_0;
+    uint4  _S10 = Blocks8Halves_decode_0(&this_0->rows_0[0U]);
+    put_0(_S9, _S10);
+    uint _S11 = to_0 + (row_0 + 4U) * 33U + eight_0;
+    uint4  _S12 = Blocks8Halves_decode_0(&this_0->rows_0[1U]);
+    put_0(_S11, _S12);
+    uint _S13 = to_0 + (row_0 + 8U) * 33U + eight_0;
+    uint4  _S14 = Blocks8Halves_decode_0(&this_0->rows_0[2U]);
+    put_0(_S13, _S14);
+    uint _S15 = to_0 + (row_0 + 12U) * 33U + eight_0;
+    uint4  _S16 = Blocks8Halves_decode_0(&this_0->rows_0[3U]);
+    put_0(_S15, _S16);
+    uint _S17 = to_0 + (row_0 + 16U) * 33U + eight_0;
+    uint4  _S18 = Blocks8Halves_decode_0(&this_0->rows_0[4U]);
+    put_0(_S17, _S18);
+    uint _S19 = to_0 + (row_0 + 20U) * 33U + eight_0;
+    uint4  _S20 = Blocks8Halves_decode_0(&this_0->rows_0[5U]);
+    put_0(_S19, _S20);
+    uint _S21 = to_0 + (row_0 + 24U) * 33U + eight_0;
+    uint4  _S22 = Blocks8Halves_decode_0(&this_0->rows_0[6U]);
+    put_0(_S21, _S22);
+    uint _S23 = to_0 + (row_0 + 28U) * 33U + eight_0;
+    uint4  _S24 = Blocks8Halves_decode_0(&this_0->rows_0[7U]);
+    put_0(_S23, _S24);
     return;
 }
 
@@ -124,16 +130,16 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_1, uint scale_2)
 {
-    Run_0 _S24;
-    (&_S24)->vector_0 = vector_1;
-    (&_S24)->scale_1 = scale_2;
-    return _S24;
+    Run_0 _S25;
+    (&_S25)->vector_0 = vector_1;
+    (&_S25)->scale_1 = scale_2;
+    return _S25;
 }
 
 __device__ Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_0, uint element_0)
 {
-    uint _S25 = offset_0 + slot_0 * (columns_0 / 64U * 17U);
-    return Run_x24init_0(_S25 + element_0 / 4U, 2U * (_S25 + columns_0 / 4U) + element_0 / 32U);
+    uint _S26 = offset_0 + slot_0 * (columns_0 / 64U * 17U);
+    return Run_x24init_0(_S26 + element_0 / 4U, 2U * (_S26 + columns_0 / 4U) + element_0 / 32U);
 }
 
 __device__ float2  halves_0(uint word_1)
@@ -143,8 +149,8 @@ __device__ float2  halves_0(uint word_1)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
 {
-    uint _S26 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S26 >> (half_0 % 2U * 16U)).x;
+    uint _S27 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
+    return halves_0(_S27 >> (half_0 % 2U * 16U)).x;
 }
 
 __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_1)
@@ -154,32 +160,32 @@ __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_1)
 
 __device__ Part8_0 Part8_x24init_0(uint2  bytes_2, float scale_3)
 {
-    Part8_0 _S27;
-    (&_S27)->bytes_0 = bytes_2;
-    (&_S27)->scale_0 = scale_3;
-    return _S27;
+    Part8_0 _S28;
+    (&_S28)->bytes_0 = bytes_2;
+    (&_S28)->scale_0 = scale_3;
+    return _S28;
 }
 
 __device__ Part8_0 Blocks8Halves_fetch_0(StructuredBuffer<uint> pool_1, uint offset_2, uint slot_1, uint columns_1, uint element_1)
 {
-    Run_0 _S28 = Blocks8_run_0(offset_2, slot_1, columns_1, element_1);
-    uint _S29 = __ldg((&(pool_1)[_S28.vector_0]));
-    uint _S30 = __ldg((&(pool_1)[_S28.vector_0 + 1U]));
-    return Part8_x24init_0(make_uint2 (_S29, _S30), Blocks8_scale_0(pool_1, _S28.scale_1));
+    Run_0 _S29 = Blocks8_run_0(offset_2, slot_1, columns_1, element_1);
+    uint _S30 = __ldg((&(pool_1)[_S29.vector_0]));
+    uint _S31 = __ldg((&(pool_1)[_S29.vector_0 + 1U]));
+    return Part8_x24init_0(make_uint2 (_S30, _S31), Blocks8_scale_0(pool_1, _S29.scale_1));
 }
 
 __device__ Parts_0 load_0(StructuredBuffer<uint> pool_2, uint offset_3, uint columns_2, uint element_2, uint first_slot_0, uint row_1)
 {
     Parts_0 parts_0;
-    uint _S31 = first_slot_0 + row_1;
-    (&parts_0)->rows_0[0U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S31], columns_2, element_2);
-    (&parts_0)->rows_0[1U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S31 + 4U], columns_2, element_2);
-    (&parts_0)->rows_0[2U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S31 + 8U], columns_2, element_2);
-    (&parts_0)->rows_0[3U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S31 + 12U], columns_2, element_2);
-    (&parts_0)->rows_0[4U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S31 + 16U], columns_2, element_2);
-    (&parts_0)->rows_0[5U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S31 + 20U], columns_2, element_2);
-    (&parts_0)->rows_0[6U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S31 + 24U], columns_2, element_2);
-    (&parts_0)->rows_0[7U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S31 + 28U], columns_2, element_2);
+    uint _S32 = first_slot_0 + row_1;
+    (&parts_0)->rows_0[0U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S32], columns_2, element_2);
+    (&parts_0)->rows_0[1U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S32 + 4U], columns_2, element_2);
+    (&parts_0)->rows_0[2U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S32 + 8U], columns_2, element_2);
+    (&parts_0)->rows_0[3U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S32 + 12U], columns_2, element_2);
+    (&parts_0)->rows_0[4U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S32 + 16U], columns_2, element_2);
+    (&parts_0)->rows_0[5U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S32 + 20U], columns_2, element_2);
+    (&parts_0)->rows_0[6U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S32 + 24U], columns_2, element_2);
+    (&parts_0)->rows_0[7U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S32 + 28U], columns_2, element_2);
     return parts_0;
 }
 
@@ -247,17 +253,17 @@ struct MatrixAttentionParams_0
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_0, uint rows_2)
 {
-    uint _S32;
+    uint _S33;
     if(offset_4 == 4294967295U)
     {
-        _S32 = rows_2;
+        _S33 = rows_2;
     }
     else
     {
-        uint _S33 = __ldg((&(batch_0)[offset_4]));
-        _S32 = (U32_min(((U32_max((_S33), (first_0))) - first_0), (rows_2)));
+        uint _S34 = __ldg((&(batch_0)[offset_4]));
+        _S33 = (U32_min(((U32_max((_S34), (first_0))) - first_0), (rows_2)));
     }
-    return _S32;
+    return _S33;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -274,8 +280,8 @@ __device__ __shared__ FixedArray<uint, 64>  row_sequences_0;
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_2)
 {
-    uint _S34 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_2]));
-    return _S34;
+    uint _S35 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_2]));
+    return _S35;
 }
 
 struct Attending_0
@@ -293,83 +299,83 @@ struct Attending_0
 
 __device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S35 = thread_0 % 32U;
-    this_1->lane_0 = _S35;
-    uint _S36 = thread_0 / 32U;
-    this_1->subgroup_0 = _S36;
-    uint _S37 = _S36 % 4U * 16U;
-    this_1->own_0 = _S37;
+    uint _S36 = thread_0 % 32U;
+    this_1->lane_0 = _S36;
+    uint _S37 = thread_0 / 32U;
+    this_1->subgroup_0 = _S37;
+    uint _S38 = _S37 % 4U * 16U;
+    this_1->own_0 = _S38;
     this_1->part_1 = 0U;
-    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[(_S37 + _S35 % 16U) * 33U + _S35 / 16U])));
-    this_1->queries_0[0U] = _S38;
-    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 2U + this_1->lane_0 / 16U])));
-    this_1->queries_0[1U] = _S39;
-    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 4U + this_1->lane_0 / 16U])));
-    this_1->queries_0[2U] = _S40;
-    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 6U + this_1->lane_0 / 16U])));
-    this_1->queries_0[3U] = _S41;
-    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 8U + this_1->lane_0 / 16U])));
-    this_1->queries_0[4U] = _S42;
-    uint4  _S43 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 10U + this_1->lane_0 / 16U])));
-    this_1->queries_0[5U] = _S43;
-    uint4  _S44 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 12U + this_1->lane_0 / 16U])));
-    this_1->queries_0[6U] = _S44;
-    uint4  _S45 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 14U + this_1->lane_0 / 16U])));
-    this_1->queries_0[7U] = _S45;
-    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 16U + this_1->lane_0 / 16U])));
-    this_1->queries_0[8U] = _S46;
-    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 18U + this_1->lane_0 / 16U])));
-    this_1->queries_0[9U] = _S47;
-    uint4  _S48 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 20U + this_1->lane_0 / 16U])));
-    this_1->queries_0[10U] = _S48;
-    uint4  _S49 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 22U + this_1->lane_0 / 16U])));
-    this_1->queries_0[11U] = _S49;
-    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 24U + this_1->lane_0 / 16U])));
-    this_1->queries_0[12U] = _S50;
-    uint4  _S51 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 26U + this_1->lane_0 / 16U])));
-    this_1->queries_0[13U] = _S51;
-    uint4  _S52 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 28U + this_1->lane_0 / 16U])));
-    this_1->queries_0[14U] = _S52;
-    uint4  _S53 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 30U + this_1->lane_0 / 16U])));
-    this_1->queries_0[15U] = _S53;
+    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[(_S38 + _S36 % 16U) * 33U + _S36 / 16U])));
+    this_1->queries_0[0U] = _S39;
+    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S40;
+    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S41;
+    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S42;
+    uint4  _S43 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 8U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S43;
+    uint4  _S44 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 10U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S44;
+    uint4  _S45 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 12U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S45;
+    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 14U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S46;
+    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 16U + this_1->lane_0 / 16U])));
+    this_1->queries_0[8U] = _S47;
+    uint4  _S48 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 18U + this_1->lane_0 / 16U])));
+    this_1->queries_0[9U] = _S48;
+    uint4  _S49 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 20U + this_1->lane_0 / 16U])));
+    this_1->queries_0[10U] = _S49;
+    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 22U + this_1->lane_0 / 16U])));
+    this_1->queries_0[11U] = _S50;
+    uint4  _S51 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 24U + this_1->lane_0 / 16U])));
+    this_1->queries_0[12U] = _S51;
+    uint4  _S52 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 26U + this_1->lane_0 / 16U])));
+    this_1->queries_0[13U] = _S52;
+    uint4  _S53 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 28U + this_1->lane_0 / 16U])));
+    this_1->queries_0[14U] = _S53;
+    uint4  _S54 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 33U + 30U + this_1->lane_0 / 16U])));
+    this_1->queries_0[15U] = _S54;
     this_1->peaks_0[0U] = make_float2 (-3.4028234663852886e+38f);
-    int2  _S54 = make_int2 (int(0));
-    float2  _S55 = make_float2 ((float)_S54.x, (float)_S54.y);
-    this_1->totals_0[0U] = _S55;
-    int4  _S56 = make_int4 (int(0));
-    float4  _S57 = make_float4 ((float)_S56.x, (float)_S56.y, (float)_S56.z, (float)_S56.w);
-    this_1->sums_0[0U] = _S57;
-    this_1->sums_0[1U] = _S57;
-    this_1->sums_0[2U] = _S57;
-    this_1->sums_0[3U] = _S57;
-    this_1->sums_0[4U] = _S57;
-    this_1->sums_0[5U] = _S57;
-    this_1->sums_0[6U] = _S57;
-    this_1->sums_0[7U] = _S57;
-    this_1->sums_0[8U] = _S57;
-    this_1->sums_0[9U] = _S57;
-    this_1->sums_0[10U] = _S57;
-    this_1->sums_0[11U] = _S57;
-    this_1->sums_0[12U] = _S57;
-    this_1->sums_0[13U] = _S57;
-    this_1->sums_0[14U] = _S57;
-    this_1->sums_0[15U] = _S57;
-    this_1->sums_0[16U] = _S57;
-    this_1->sums_0[17U] = _S57;
-    this_1->sums_0[18U] = _S57;
-    this_1->sums_0[19U] = _S57;
-    this_1->sums_0[20U] = _S57;
-    this_1->sums_0[21U] = _S57;
-    this_1->sums_0[22U] = _S57;
-    this_1->sums_0[23U] = _S57;
-    this_1->sums_0[24U] = _S57;
-    this_1->sums_0[25U] = _S57;
-    this_1->sums_0[26U] = _S57;
-    this_1->sums_0[27U] = _S57;
-    this_1->sums_0[28U] = _S57;
-    this_1->sums_0[29U] = _S57;
-    this_1->sums_0[30U] = _S57;
-    this_1->sums_0[31U] = _S57;
+    int2  _S55 = make_int2 (int(0));
+    float2  _S56 = make_float2 ((float)_S55.x, (float)_S55.y);
+    this_1->totals_0[0U] = _S56;
+    int4  _S57 = make_int4 (int(0));
+    float4  _S58 = make_float4 ((float)_S57.x, (float)_S57.y, (float)_S57.z, (float)_S57.w);
+    this_1->sums_0[0U] = _S58;
+    this_1->sums_0[1U] = _S58;
+    this_1->sums_0[2U] = _S58;
+    this_1->sums_0[3U] = _S58;
+    this_1->sums_0[4U] = _S58;
+    this_1->sums_0[5U] = _S58;
+    this_1->sums_0[6U] = _S58;
+    this_1->sums_0[7U] = _S58;
+    this_1->sums_0[8U] = _S58;
+    this_1->sums_0[9U] = _S58;
+    this_1->sums_0[10U] = _S58;
+    this_1->sums_0[11U] = _S58;
+    this_1->sums_0[12U] = _S58;
+    this_1->sums_0[13U] = _S58;
+    this_1->sums_0[14U] = _S58;
+    this_1->sums_0[15U] = _S58;
+    this_1->sums_0[16U] = _S58;
+    this_1->sums_0[17U] = _S58;
+    this_1->sums_0[18U] = _S58;
+    this_1->sums_0[19U] = _S58;
+    this_1->sums_0[20U] = _S58;
+    this_1->sums_0[21U] = _S58;
+    this_1->sums_0[22U] = _S58;
+    this_1->sums_0[23U] = _S58;
+    this_1->sums_0[24U] = _S58;
+    this_1->sums_0[25U] = _S58;
+    this_1->sums_0[26U] = _S58;
+    this_1->sums_0[27U] = _S58;
+    this_1->sums_0[28U] = _S58;
+    this_1->sums_0[29U] = _S58;
+    this_1->sums_0[30U] = _S58;
+    this_1->sums_0[31U] = _S58;
     return;
 }
 
@@ -383,64 +389,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S58;
-    (&_S58)->begin_0 = begin_1;
-    (&_S58)->page_size_1 = page_size_2;
-    (&_S58)->pages_1 = pages_2;
-    (&_S58)->length_0 = length_1;
-    return _S58;
+    SequenceTable_0 _S59;
+    (&_S59)->begin_0 = begin_1;
+    (&_S59)->page_size_1 = page_size_2;
+    (&_S59)->pages_1 = pages_2;
+    (&_S59)->length_0 = length_1;
+    return _S59;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_6, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S59 = offset_6 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S60 = _S59 + 1U;
-    uint _S61 = __ldg((&(sequences_0)[_S59]));
-    return SequenceTable_x24init_0(_S60, page_size_3, pages_3, (U32_min((_S61), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S60 = offset_6 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S61 = _S60 + 1U;
+    uint _S62 = __ldg((&(sequences_0)[_S60]));
+    return SequenceTable_x24init_0(_S61, page_size_3, pages_3, (U32_min((_S62), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_3)
 {
-    uint _S62 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_3]));
-    return _S62;
+    uint _S63 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_3]));
+    return _S63;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S63;
+    bool _S64;
     if(window_1 != 0U)
     {
-        _S63 = position_0 >= window_1;
+        _S64 = position_0 >= window_1;
     }
     else
     {
-        _S63 = false;
+        _S64 = false;
     }
-    uint _S64;
-    if(_S63)
+    uint _S65;
+    if(_S64)
     {
-        _S64 = position_0 - window_1 + 1U;
+        _S65 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S64 = 0U;
+        _S65 = 0U;
     }
-    return _S64;
+    return _S65;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S65 = this_2->length_0;
-    uint _S66;
+    uint _S66 = this_2->length_0;
+    uint _S67;
     if(position_1 < (this_2->length_0))
     {
-        _S66 = position_1 + 1U;
+        _S67 = position_1 + 1U;
     }
     else
     {
-        _S66 = _S65;
+        _S67 = _S66;
     }
-    return _S66;
+    return _S67;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -458,782 +464,782 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S67 = this_3->begin_0;
-    uint _S68 = this_3->page_size_1;
-    uint _S69 = position_2 / this_3->page_size_1;
-    uint _S70 = __ldg((&(sequences_1)[_S67 + _S69]));
-    uint _S71 = (U32_min((_S70), (this_3->pages_1 - 1U))) * _S68;
-    uint _S72 = position_2 % _S68;
-    return _S71 + _S72;
+    uint _S68 = this_3->begin_0;
+    uint _S69 = this_3->page_size_1;
+    uint _S70 = position_2 / this_3->page_size_1;
+    uint _S71 = __ldg((&(sequences_1)[_S68 + _S70]));
+    uint _S72 = (U32_min((_S71), (this_3->pages_1 - 1U))) * _S69;
+    uint _S73 = position_2 % _S69;
+    return _S72 + _S73;
 }
 
 __device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S73 = make_int4 (int(0));
-    float4  _S74 = make_float4 ((float)_S73.x, (float)_S73.y, (float)_S73.z, (float)_S73.w);
-    this_4->scores_0[0U] = _S74;
-    this_4->scores_0[1U] = _S74;
-    this_4->scores_0[2U] = _S74;
-    this_4->scores_0[3U] = _S74;
-    uint4  _S75 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
-    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S75.x, _S75.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S76;
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S75.z, _S75.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S77;
-    uint4  _S78 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
-    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S78.x, _S78.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S79;
-    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S78.z, _S78.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S80;
-    uint4  _S81 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
-    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S81.x, _S81.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S82;
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S81.z, _S81.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S83;
-    uint4  _S84 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
-    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S84.x, _S84.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S85;
-    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S84.z, _S84.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S86;
-    uint4  _S87 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
-    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S87.x, _S87.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S88;
-    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S87.z, _S87.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S89;
-    uint4  _S90 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
-    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S90.x, _S90.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S91;
-    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S90.z, _S90.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S92;
-    uint4  _S93 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
-    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S93.x, _S93.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S94;
-    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S93.z, _S93.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S95;
-    uint4  _S96 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
-    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S96.x, _S96.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S97;
-    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S96.z, _S96.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S98;
-    uint4  _S99 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
-    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S99.x, _S99.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S100;
-    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S99.z, _S99.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S101;
-    uint4  _S102 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
-    float4  _S103 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S102.x, _S102.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S103;
-    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S102.z, _S102.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S104;
-    uint4  _S105 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
-    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S105.x, _S105.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S106;
-    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S105.z, _S105.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S107;
-    uint4  _S108 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
-    float4  _S109 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S108.x, _S108.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S109;
-    float4  _S110 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S108.z, _S108.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S110;
-    uint4  _S111 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
-    float4  _S112 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S111.x, _S111.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S112;
-    float4  _S113 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S111.z, _S111.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S113;
-    uint4  _S114 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
-    float4  _S115 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S114.x, _S114.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S115;
-    float4  _S116 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S114.z, _S114.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S116;
-    uint4  _S117 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
-    float4  _S118 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S117.x, _S117.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S118;
-    float4  _S119 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S117.z, _S117.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S119;
-    uint4  _S120 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
-    float4  _S121 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S120.x, _S120.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S121;
-    float4  _S122 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S120.z, _S120.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S122;
-    uint4  _S123 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
-    float4  _S124 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S123.x, _S123.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S124;
-    float4  _S125 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S123.z, _S123.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S125;
-    uint4  _S126 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
-    float4  _S127 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S126.x, _S126.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S127;
-    float4  _S128 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S126.z, _S126.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S128;
-    uint4  _S129 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
-    float4  _S130 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S129.x, _S129.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S130;
-    float4  _S131 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S129.z, _S129.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S131;
-    uint4  _S132 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
-    float4  _S133 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S132.x, _S132.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S133;
-    float4  _S134 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S132.z, _S132.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S134;
-    uint4  _S135 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
-    float4  _S136 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S135.x, _S135.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S136;
-    float4  _S137 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S135.z, _S135.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S137;
-    uint4  _S138 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
-    float4  _S139 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S138.x, _S138.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S139;
-    float4  _S140 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S138.z, _S138.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S140;
-    uint4  _S141 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
-    float4  _S142 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S141.x, _S141.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S142;
-    float4  _S143 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S141.z, _S141.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S143;
-    uint4  _S144 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
-    float4  _S145 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S144.x, _S144.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S145;
-    float4  _S146 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S144.z, _S144.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S146;
-    uint4  _S147 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
-    float4  _S148 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S147.x, _S147.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S148;
-    float4  _S149 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S147.z, _S147.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S149;
-    uint4  _S150 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
-    float4  _S151 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S150.x, _S150.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S151;
-    float4  _S152 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S150.z, _S150.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S152;
-    uint4  _S153 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
-    float4  _S154 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S153.x, _S153.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S154;
-    float4  _S155 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S153.z, _S153.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S155;
-    uint4  _S156 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
-    float4  _S157 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S156.x, _S156.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S157;
-    float4  _S158 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S156.z, _S156.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S158;
-    uint4  _S159 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
-    float4  _S160 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S159.x, _S159.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S160;
-    float4  _S161 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S159.z, _S159.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S161;
-    uint4  _S162 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
-    float4  _S163 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S162.x, _S162.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S163;
-    float4  _S164 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S162.z, _S162.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S164;
-    uint4  _S165 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
-    float4  _S166 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S165.x, _S165.y}), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S166;
-    float4  _S167 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S165.z, _S165.w}), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S167;
-    uint4  _S168 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
-    float4  _S169 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S168.x, _S168.y}), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S169;
-    float4  _S170 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S168.z, _S168.w}), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S170;
+    int4  _S74 = make_int4 (int(0));
+    float4  _S75 = make_float4 ((float)_S74.x, (float)_S74.y, (float)_S74.z, (float)_S74.w);
+    this_4->scores_0[0U] = _S75;
+    this_4->scores_0[1U] = _S75;
+    this_4->scores_0[2U] = _S75;
+    this_4->scores_0[3U] = _S75;
+    uint4  _S76 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
+    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S76.x, _S76.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S77;
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S76.z, _S76.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S78;
+    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + this_4->lane_0 / 8U % 2U])));
+    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S79.x, _S79.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S80;
+    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[0U]), (uint2 {_S79.z, _S79.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S81;
+    uint4  _S82 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S82.x, _S82.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S83;
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S82.z, _S82.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S84;
+    uint4  _S85 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 2U + this_4->lane_0 / 8U % 2U])));
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S85.x, _S85.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S86;
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[1U]), (uint2 {_S85.z, _S85.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S87;
+    uint4  _S88 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S88.x, _S88.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S89;
+    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S88.z, _S88.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S90;
+    uint4  _S91 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 4U + this_4->lane_0 / 8U % 2U])));
+    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S91.x, _S91.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S92;
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[2U]), (uint2 {_S91.z, _S91.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S93;
+    uint4  _S94 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S94.x, _S94.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S95;
+    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S94.z, _S94.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S96;
+    uint4  _S97 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 6U + this_4->lane_0 / 8U % 2U])));
+    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S97.x, _S97.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S98;
+    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[3U]), (uint2 {_S97.z, _S97.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S99;
+    uint4  _S100 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S100.x, _S100.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S101;
+    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S100.z, _S100.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S102;
+    uint4  _S103 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 8U + this_4->lane_0 / 8U % 2U])));
+    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S103.x, _S103.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S104;
+    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[4U]), (uint2 {_S103.z, _S103.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S105;
+    uint4  _S106 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S106.x, _S106.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S107;
+    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S106.z, _S106.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S108;
+    uint4  _S109 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 10U + this_4->lane_0 / 8U % 2U])));
+    float4  _S110 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S109.x, _S109.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S110;
+    float4  _S111 = (wasmetal_multiply_half((this_4->queries_0[5U]), (uint2 {_S109.z, _S109.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S111;
+    uint4  _S112 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S113 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S112.x, _S112.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S113;
+    float4  _S114 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S112.z, _S112.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S114;
+    uint4  _S115 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 12U + this_4->lane_0 / 8U % 2U])));
+    float4  _S116 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S115.x, _S115.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S116;
+    float4  _S117 = (wasmetal_multiply_half((this_4->queries_0[6U]), (uint2 {_S115.z, _S115.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S117;
+    uint4  _S118 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S119 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S118.x, _S118.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S119;
+    float4  _S120 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S118.z, _S118.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S120;
+    uint4  _S121 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 14U + this_4->lane_0 / 8U % 2U])));
+    float4  _S122 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S121.x, _S121.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S122;
+    float4  _S123 = (wasmetal_multiply_half((this_4->queries_0[7U]), (uint2 {_S121.z, _S121.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S123;
+    uint4  _S124 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
+    float4  _S125 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S124.x, _S124.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S125;
+    float4  _S126 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S124.z, _S124.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S126;
+    uint4  _S127 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 16U + this_4->lane_0 / 8U % 2U])));
+    float4  _S128 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S127.x, _S127.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S128;
+    float4  _S129 = (wasmetal_multiply_half((this_4->queries_0[8U]), (uint2 {_S127.z, _S127.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S129;
+    uint4  _S130 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
+    float4  _S131 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S130.x, _S130.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S131;
+    float4  _S132 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S130.z, _S130.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S132;
+    uint4  _S133 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 18U + this_4->lane_0 / 8U % 2U])));
+    float4  _S134 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S133.x, _S133.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S134;
+    float4  _S135 = (wasmetal_multiply_half((this_4->queries_0[9U]), (uint2 {_S133.z, _S133.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S135;
+    uint4  _S136 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
+    float4  _S137 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S136.x, _S136.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S137;
+    float4  _S138 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S136.z, _S136.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S138;
+    uint4  _S139 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 20U + this_4->lane_0 / 8U % 2U])));
+    float4  _S140 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S139.x, _S139.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S140;
+    float4  _S141 = (wasmetal_multiply_half((this_4->queries_0[10U]), (uint2 {_S139.z, _S139.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S141;
+    uint4  _S142 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
+    float4  _S143 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S142.x, _S142.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S143;
+    float4  _S144 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S142.z, _S142.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S144;
+    uint4  _S145 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 22U + this_4->lane_0 / 8U % 2U])));
+    float4  _S146 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S145.x, _S145.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S146;
+    float4  _S147 = (wasmetal_multiply_half((this_4->queries_0[11U]), (uint2 {_S145.z, _S145.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S147;
+    uint4  _S148 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
+    float4  _S149 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S148.x, _S148.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S149;
+    float4  _S150 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S148.z, _S148.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S150;
+    uint4  _S151 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 24U + this_4->lane_0 / 8U % 2U])));
+    float4  _S152 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S151.x, _S151.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S152;
+    float4  _S153 = (wasmetal_multiply_half((this_4->queries_0[12U]), (uint2 {_S151.z, _S151.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S153;
+    uint4  _S154 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
+    float4  _S155 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S154.x, _S154.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S155;
+    float4  _S156 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S154.z, _S154.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S156;
+    uint4  _S157 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 26U + this_4->lane_0 / 8U % 2U])));
+    float4  _S158 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S157.x, _S157.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S158;
+    float4  _S159 = (wasmetal_multiply_half((this_4->queries_0[13U]), (uint2 {_S157.z, _S157.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S159;
+    uint4  _S160 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
+    float4  _S161 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S160.x, _S160.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S161;
+    float4  _S162 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S160.z, _S160.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S162;
+    uint4  _S163 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 28U + this_4->lane_0 / 8U % 2U])));
+    float4  _S164 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S163.x, _S163.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S164;
+    float4  _S165 = (wasmetal_multiply_half((this_4->queries_0[14U]), (uint2 {_S163.z, _S163.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S165;
+    uint4  _S166 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
+    float4  _S167 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S166.x, _S166.y}), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S167;
+    float4  _S168 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S166.z, _S166.w}), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S168;
+    uint4  _S169 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 33U + 30U + this_4->lane_0 / 8U % 2U])));
+    float4  _S170 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S169.x, _S169.y}), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S170;
+    float4  _S171 = (wasmetal_multiply_half((this_4->queries_0[15U]), (uint2 {_S169.z, _S169.w}), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S171;
     return;
 }
 
 __device__ void Attending_weigh_0(Attending_0 * this_5, uint at_2, bool partly_0)
 {
-    bool _S171;
+    bool _S172;
     if(partly_0)
     {
-        uint2  _S172 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
-        uint _S173 = at_2 + this_5->lane_0 % 4U * 2U;
-        uint _S174 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
-        if(_S173 < _S174)
+        uint2  _S173 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S174 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S175 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
+        if(_S174 < _S175)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S173 >= (_S172.y);
+            _S172 = _S174 >= (_S173.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S175 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S175 < _S174)
+        uint _S176 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S176 < _S175)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S175 >= (_S172.y);
+            _S172 = _S176 >= (_S173.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S176 = at_2 + 8U;
-        uint _S177 = _S176 + this_5->lane_0 % 4U * 2U;
-        if(_S177 < _S174)
+        uint _S177 = at_2 + 8U;
+        uint _S178 = _S177 + this_5->lane_0 % 4U * 2U;
+        if(_S178 < _S175)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S177 >= (_S172.y);
+            _S172 = _S178 >= (_S173.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S178 = _S176 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S178 < _S174)
+        uint _S179 = _S177 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S179 < _S175)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S178 >= (_S172.y);
+            _S172 = _S179 >= (_S173.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S179 = at_2 + 16U;
-        uint _S180 = _S179 + this_5->lane_0 % 4U * 2U;
-        if(_S180 < _S174)
+        uint _S180 = at_2 + 16U;
+        uint _S181 = _S180 + this_5->lane_0 % 4U * 2U;
+        if(_S181 < _S175)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S180 >= (_S172.y);
+            _S172 = _S181 >= (_S173.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S181 = _S179 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S181 < _S174)
+        uint _S182 = _S180 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S182 < _S175)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S181 >= (_S172.y);
+            _S172 = _S182 >= (_S173.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S182 = at_2 + 24U;
-        uint _S183 = _S182 + this_5->lane_0 % 4U * 2U;
-        if(_S183 < _S174)
+        uint _S183 = at_2 + 24U;
+        uint _S184 = _S183 + this_5->lane_0 % 4U * 2U;
+        if(_S184 < _S175)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S183 >= (_S172.y);
+            _S172 = _S184 >= (_S173.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S184 = _S182 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S184 < _S174)
+        uint _S185 = _S183 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S185 < _S175)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S184 >= (_S172.y);
+            _S172 = _S185 >= (_S173.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S185 = *&((&this_5->peaks_0[0U])->x);
-    float _S186 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S185), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S187 = (__shfl_xor_sync(0xffffffffu, (_S186), (1U)));
-    float _S188 = (F32_max((_S186), (_S187)));
-    float _S189 = (__shfl_xor_sync(0xffffffffu, (_S188), (2U)));
-    float _S190 = (F32_max((_S188), (_S189)));
-    float _S191 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S190)));
-    *&((&this_5->peaks_0[0U])->x) = _S190;
-    float _S192 = _S191 * *&((&this_5->totals_0[0U])->x);
-    float _S193 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S190)));
-    *&((&this_5->scores_0[0U])->x) = _S193;
-    float total_0 = _S192 + _S193;
-    float _S194 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S190)));
-    *&((&this_5->scores_0[0U])->y) = _S194;
-    float total_1 = total_0 + _S194;
-    float _S195 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S190)));
-    *&((&this_5->scores_0[1U])->x) = _S195;
-    float total_2 = total_1 + _S195;
-    float _S196 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S190)));
-    *&((&this_5->scores_0[1U])->y) = _S196;
-    float total_3 = total_2 + _S196;
-    float _S197 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S190)));
-    *&((&this_5->scores_0[2U])->x) = _S197;
-    float total_4 = total_3 + _S197;
-    float _S198 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S190)));
-    *&((&this_5->scores_0[2U])->y) = _S198;
-    float total_5 = total_4 + _S198;
-    float _S199 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S190)));
-    *&((&this_5->scores_0[3U])->x) = _S199;
-    float total_6 = total_5 + _S199;
-    float _S200 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S190)));
-    *&((&this_5->scores_0[3U])->y) = _S200;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S200;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S191;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S191;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S191;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S191;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S191;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S191;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S191;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S191;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S191;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S191;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S191;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S191;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S191;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S191;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S191;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S191;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S191;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S191;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S191;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S191;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S191;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S191;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S191;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S191;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S191;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S191;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S191;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S191;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S191;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S191;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S191;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S191;
-    *&((&this_5->sums_0[16U])->x) = *&((&this_5->sums_0[16U])->x) * _S191;
-    *&((&this_5->sums_0[16U])->y) = *&((&this_5->sums_0[16U])->y) * _S191;
-    *&((&this_5->sums_0[17U])->x) = *&((&this_5->sums_0[17U])->x) * _S191;
-    *&((&this_5->sums_0[17U])->y) = *&((&this_5->sums_0[17U])->y) * _S191;
-    *&((&this_5->sums_0[18U])->x) = *&((&this_5->sums_0[18U])->x) * _S191;
-    *&((&this_5->sums_0[18U])->y) = *&((&this_5->sums_0[18U])->y) * _S191;
-    *&((&this_5->sums_0[19U])->x) = *&((&this_5->sums_0[19U])->x) * _S191;
-    *&((&this_5->sums_0[19U])->y) = *&((&this_5->sums_0[19U])->y) * _S191;
-    *&((&this_5->sums_0[20U])->x) = *&((&this_5->sums_0[20U])->x) * _S191;
-    *&((&this_5->sums_0[20U])->y) = *&((&this_5->sums_0[20U])->y) * _S191;
-    *&((&this_5->sums_0[21U])->x) = *&((&this_5->sums_0[21U])->x) * _S191;
-    *&((&this_5->sums_0[21U])->y) = *&((&this_5->sums_0[21U])->y) * _S191;
-    *&((&this_5->sums_0[22U])->x) = *&((&this_5->sums_0[22U])->x) * _S191;
-    *&((&this_5->sums_0[22U])->y) = *&((&this_5->sums_0[22U])->y) * _S191;
-    *&((&this_5->sums_0[23U])->x) = *&((&this_5->sums_0[23U])->x) * _S191;
-    *&((&this_5->sums_0[23U])->y) = *&((&this_5->sums_0[23U])->y) * _S191;
-    *&((&this_5->sums_0[24U])->x) = *&((&this_5->sums_0[24U])->x) * _S191;
-    *&((&this_5->sums_0[24U])->y) = *&((&this_5->sums_0[24U])->y) * _S191;
-    *&((&this_5->sums_0[25U])->x) = *&((&this_5->sums_0[25U])->x) * _S191;
-    *&((&this_5->sums_0[25U])->y) = *&((&this_5->sums_0[25U])->y) * _S191;
-    *&((&this_5->sums_0[26U])->x) = *&((&this_5->sums_0[26U])->x) * _S191;
-    *&((&this_5->sums_0[26U])->y) = *&((&this_5->sums_0[26U])->y) * _S191;
-    *&((&this_5->sums_0[27U])->x) = *&((&this_5->sums_0[27U])->x) * _S191;
-    *&((&this_5->sums_0[27U])->y) = *&((&this_5->sums_0[27U])->y) * _S191;
-    *&((&this_5->sums_0[28U])->x) = *&((&this_5->sums_0[28U])->x) * _S191;
-    *&((&this_5->sums_0[28U])->y) = *&((&this_5->sums_0[28U])->y) * _S191;
-    *&((&this_5->sums_0[29U])->x) = *&((&this_5->sums_0[29U])->x) * _S191;
-    *&((&this_5->sums_0[29U])->y) = *&((&this_5->sums_0[29U])->y) * _S191;
-    *&((&this_5->sums_0[30U])->x) = *&((&this_5->sums_0[30U])->x) * _S191;
-    *&((&this_5->sums_0[30U])->y) = *&((&this_5->sums_0[30U])->y) * _S191;
-    *&((&this_5->sums_0[31U])->x) = *&((&this_5->sums_0[31U])->x) * _S191;
-    *&((&this_5->sums_0[31U])->y) = *&((&this_5->sums_0[31U])->y) * _S191;
+    float _S186 = *&((&this_5->peaks_0[0U])->x);
+    float _S187 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S186), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S188 = (__shfl_xor_sync(0xffffffffu, (_S187), (1U)));
+    float _S189 = (F32_max((_S187), (_S188)));
+    float _S190 = (__shfl_xor_sync(0xffffffffu, (_S189), (2U)));
+    float _S191 = (F32_max((_S189), (_S190)));
+    float _S192 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S191)));
+    *&((&this_5->peaks_0[0U])->x) = _S191;
+    float _S193 = _S192 * *&((&this_5->totals_0[0U])->x);
+    float _S194 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S191)));
+    *&((&this_5->scores_0[0U])->x) = _S194;
+    float total_0 = _S193 + _S194;
+    float _S195 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S191)));
+    *&((&this_5->scores_0[0U])->y) = _S195;
+    float total_1 = total_0 + _S195;
+    float _S196 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S191)));
+    *&((&this_5->scores_0[1U])->x) = _S196;
+    float total_2 = total_1 + _S196;
+    float _S197 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S191)));
+    *&((&this_5->scores_0[1U])->y) = _S197;
+    float total_3 = total_2 + _S197;
+    float _S198 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S191)));
+    *&((&this_5->scores_0[2U])->x) = _S198;
+    float total_4 = total_3 + _S198;
+    float _S199 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S191)));
+    *&((&this_5->scores_0[2U])->y) = _S199;
+    float total_5 = total_4 + _S199;
+    float _S200 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S191)));
+    *&((&this_5->scores_0[3U])->x) = _S200;
+    float total_6 = total_5 + _S200;
+    float _S201 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S191)));
+    *&((&this_5->scores_0[3U])->y) = _S201;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S201;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S192;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S192;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S192;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S192;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S192;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S192;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S192;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S192;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S192;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S192;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S192;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S192;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S192;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S192;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S192;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S192;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S192;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S192;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S192;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S192;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S192;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S192;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S192;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S192;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S192;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S192;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S192;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S192;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S192;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S192;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S192;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S192;
+    *&((&this_5->sums_0[16U])->x) = *&((&this_5->sums_0[16U])->x) * _S192;
+    *&((&this_5->sums_0[16U])->y) = *&((&this_5->sums_0[16U])->y) * _S192;
+    *&((&this_5->sums_0[17U])->x) = *&((&this_5->sums_0[17U])->x) * _S192;
+    *&((&this_5->sums_0[17U])->y) = *&((&this_5->sums_0[17U])->y) * _S192;
+    *&((&this_5->sums_0[18U])->x) = *&((&this_5->sums_0[18U])->x) * _S192;
+    *&((&this_5->sums_0[18U])->y) = *&((&this_5->sums_0[18U])->y) * _S192;
+    *&((&this_5->sums_0[19U])->x) = *&((&this_5->sums_0[19U])->x) * _S192;
+    *&((&this_5->sums_0[19U])->y) = *&((&this_5->sums_0[19U])->y) * _S192;
+    *&((&this_5->sums_0[20U])->x) = *&((&this_5->sums_0[20U])->x) * _S192;
+    *&((&this_5->sums_0[20U])->y) = *&((&this_5->sums_0[20U])->y) * _S192;
+    *&((&this_5->sums_0[21U])->x) = *&((&this_5->sums_0[21U])->x) * _S192;
+    *&((&this_5->sums_0[21U])->y) = *&((&this_5->sums_0[21U])->y) * _S192;
+    *&((&this_5->sums_0[22U])->x) = *&((&this_5->sums_0[22U])->x) * _S192;
+    *&((&this_5->sums_0[22U])->y) = *&((&this_5->sums_0[22U])->y) * _S192;
+    *&((&this_5->sums_0[23U])->x) = *&((&this_5->sums_0[23U])->x) * _S192;
+    *&((&this_5->sums_0[23U])->y) = *&((&this_5->sums_0[23U])->y) * _S192;
+    *&((&this_5->sums_0[24U])->x) = *&((&this_5->sums_0[24U])->x) * _S192;
+    *&((&this_5->sums_0[24U])->y) = *&((&this_5->sums_0[24U])->y) * _S192;
+    *&((&this_5->sums_0[25U])->x) = *&((&this_5->sums_0[25U])->x) * _S192;
+    *&((&this_5->sums_0[25U])->y) = *&((&this_5->sums_0[25U])->y) * _S192;
+    *&((&this_5->sums_0[26U])->x) = *&((&this_5->sums_0[26U])->x) * _S192;
+    *&((&this_5->sums_0[26U])->y) = *&((&this_5->sums_0[26U])->y) * _S192;
+    *&((&this_5->sums_0[27U])->x) = *&((&this_5->sums_0[27U])->x) * _S192;
+    *&((&this_5->sums_0[27U])->y) = *&((&this_5->sums_0[27U])->y) * _S192;
+    *&((&this_5->sums_0[28U])->x) = *&((&this_5->sums_0[28U])->x) * _S192;
+    *&((&this_5->sums_0[28U])->y) = *&((&this_5->sums_0[28U])->y) * _S192;
+    *&((&this_5->sums_0[29U])->x) = *&((&this_5->sums_0[29U])->x) * _S192;
+    *&((&this_5->sums_0[29U])->y) = *&((&this_5->sums_0[29U])->y) * _S192;
+    *&((&this_5->sums_0[30U])->x) = *&((&this_5->sums_0[30U])->x) * _S192;
+    *&((&this_5->sums_0[30U])->y) = *&((&this_5->sums_0[30U])->y) * _S192;
+    *&((&this_5->sums_0[31U])->x) = *&((&this_5->sums_0[31U])->x) * _S192;
+    *&((&this_5->sums_0[31U])->y) = *&((&this_5->sums_0[31U])->y) * _S192;
     if(partly_0)
     {
-        uint2  _S201 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
-        uint _S202 = at_2 + this_5->lane_0 % 4U * 2U;
-        uint _S203 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
-        if(_S202 < _S203)
+        uint2  _S202 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S203 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S204 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S203 < _S204)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S202 >= (_S201.y);
+            _S172 = _S203 >= (_S202.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S204 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S204 < _S203)
+        uint _S205 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S205 < _S204)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S204 >= (_S201.y);
+            _S172 = _S205 >= (_S202.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S205 = at_2 + 8U;
-        uint _S206 = _S205 + this_5->lane_0 % 4U * 2U;
-        if(_S206 < _S203)
+        uint _S206 = at_2 + 8U;
+        uint _S207 = _S206 + this_5->lane_0 % 4U * 2U;
+        if(_S207 < _S204)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S206 >= (_S201.y);
+            _S172 = _S207 >= (_S202.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S207 = _S205 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S207 < _S203)
+        uint _S208 = _S206 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S208 < _S204)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S207 >= (_S201.y);
+            _S172 = _S208 >= (_S202.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S208 = at_2 + 16U;
-        uint _S209 = _S208 + this_5->lane_0 % 4U * 2U;
-        if(_S209 < _S203)
+        uint _S209 = at_2 + 16U;
+        uint _S210 = _S209 + this_5->lane_0 % 4U * 2U;
+        if(_S210 < _S204)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S209 >= (_S201.y);
+            _S172 = _S210 >= (_S202.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S210 = _S208 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S210 < _S203)
+        uint _S211 = _S209 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S211 < _S204)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S210 >= (_S201.y);
+            _S172 = _S211 >= (_S202.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S211 = at_2 + 24U;
-        uint _S212 = _S211 + this_5->lane_0 % 4U * 2U;
-        if(_S212 < _S203)
+        uint _S212 = at_2 + 24U;
+        uint _S213 = _S212 + this_5->lane_0 % 4U * 2U;
+        if(_S213 < _S204)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S212 >= (_S201.y);
+            _S172 = _S213 >= (_S202.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S213 = _S211 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S213 < _S203)
+        uint _S214 = _S212 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S214 < _S204)
         {
-            _S171 = true;
+            _S172 = true;
         }
         else
         {
-            _S171 = _S213 >= (_S201.y);
+            _S172 = _S214 >= (_S202.y);
         }
-        if(_S171)
+        if(_S172)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S214 = *&((&this_5->peaks_0[0U])->y);
-    float _S215 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S214), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S216 = (__shfl_xor_sync(0xffffffffu, (_S215), (1U)));
-    float _S217 = (F32_max((_S215), (_S216)));
-    float _S218 = (__shfl_xor_sync(0xffffffffu, (_S217), (2U)));
-    float _S219 = (F32_max((_S217), (_S218)));
-    float _S220 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S219)));
-    *&((&this_5->peaks_0[0U])->y) = _S219;
-    float _S221 = _S220 * *&((&this_5->totals_0[0U])->y);
-    float _S222 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S219)));
-    *&((&this_5->scores_0[0U])->z) = _S222;
-    float total_7 = _S221 + _S222;
-    float _S223 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S219)));
-    *&((&this_5->scores_0[0U])->w) = _S223;
-    float total_8 = total_7 + _S223;
-    float _S224 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S219)));
-    *&((&this_5->scores_0[1U])->z) = _S224;
-    float total_9 = total_8 + _S224;
-    float _S225 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S219)));
-    *&((&this_5->scores_0[1U])->w) = _S225;
-    float total_10 = total_9 + _S225;
-    float _S226 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S219)));
-    *&((&this_5->scores_0[2U])->z) = _S226;
-    float total_11 = total_10 + _S226;
-    float _S227 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S219)));
-    *&((&this_5->scores_0[2U])->w) = _S227;
-    float total_12 = total_11 + _S227;
-    float _S228 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S219)));
-    *&((&this_5->scores_0[3U])->z) = _S228;
-    float total_13 = total_12 + _S228;
-    float _S229 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S219)));
-    *&((&this_5->scores_0[3U])->w) = _S229;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S229;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S220;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S220;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S220;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S220;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S220;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S220;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S220;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S220;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S220;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S220;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S220;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S220;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S220;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S220;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S220;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S220;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S220;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S220;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S220;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S220;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S220;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S220;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S220;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S220;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S220;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S220;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S220;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S220;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S220;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S220;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S220;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S220;
-    *&((&this_5->sums_0[16U])->z) = *&((&this_5->sums_0[16U])->z) * _S220;
-    *&((&this_5->sums_0[16U])->w) = *&((&this_5->sums_0[16U])->w) * _S220;
-    *&((&this_5->sums_0[17U])->z) = *&((&this_5->sums_0[17U])->z) * _S220;
-    *&((&this_5->sums_0[17U])->w) = *&((&this_5->sums_0[17U])->w) * _S220;
-    *&((&this_5->sums_0[18U])->z) = *&((&this_5->sums_0[18U])->z) * _S220;
-    *&((&this_5->sums_0[18U])->w) = *&((&this_5->sums_0[18U])->w) * _S220;
-    *&((&this_5->sums_0[19U])->z) = *&((&this_5->sums_0[19U])->z) * _S220;
-    *&((&this_5->sums_0[19U])->w) = *&((&this_5->sums_0[19U])->w) * _S220;
-    *&((&this_5->sums_0[20U])->z) = *&((&this_5->sums_0[20U])->z) * _S220;
-    *&((&this_5->sums_0[20U])->w) = *&((&this_5->sums_0[20U])->w) * _S220;
-    *&((&this_5->sums_0[21U])->z) = *&((&this_5->sums_0[21U])->z) * _S220;
-    *&((&this_5->sums_0[21U])->w) = *&((&this_5->sums_0[21U])->w) * _S220;
-    *&((&this_5->sums_0[22U])->z) = *&((&this_5->sums_0[22U])->z) * _S220;
-    *&((&this_5->sums_0[22U])->w) = *&((&this_5->sums_0[22U])->w) * _S220;
-    *&((&this_5->sums_0[23U])->z) = *&((&this_5->sums_0[23U])->z) * _S220;
-    *&((&this_5->sums_0[23U])->w) = *&((&this_5->sums_0[23U])->w) * _S220;
-    *&((&this_5->sums_0[24U])->z) = *&((&this_5->sums_0[24U])->z) * _S220;
-    *&((&this_5->sums_0[24U])->w) = *&((&this_5->sums_0[24U])->w) * _S220;
-    *&((&this_5->sums_0[25U])->z) = *&((&this_5->sums_0[25U])->z) * _S220;
-    *&((&this_5->sums_0[25U])->w) = *&((&this_5->sums_0[25U])->w) * _S220;
-    *&((&this_5->sums_0[26U])->z) = *&((&this_5->sums_0[26U])->z) * _S220;
-    *&((&this_5->sums_0[26U])->w) = *&((&this_5->sums_0[26U])->w) * _S220;
-    *&((&this_5->sums_0[27U])->z) = *&((&this_5->sums_0[27U])->z) * _S220;
-    *&((&this_5->sums_0[27U])->w) = *&((&this_5->sums_0[27U])->w) * _S220;
-    *&((&this_5->sums_0[28U])->z) = *&((&this_5->sums_0[28U])->z) * _S220;
-    *&((&this_5->sums_0[28U])->w) = *&((&this_5->sums_0[28U])->w) * _S220;
-    *&((&this_5->sums_0[29U])->z) = *&((&this_5->sums_0[29U])->z) * _S220;
-    *&((&this_5->sums_0[29U])->w) = *&((&this_5->sums_0[29U])->w) * _S220;
-    *&((&this_5->sums_0[30U])->z) = *&((&this_5->sums_0[30U])->z) * _S220;
-    *&((&this_5->sums_0[30U])->w) = *&((&this_5->sums_0[30U])->w) * _S220;
-    *&((&this_5->sums_0[31U])->z) = *&((&this_5->sums_0[31U])->z) * _S220;
-    *&((&this_5->sums_0[31U])->w) = *&((&this_5->sums_0[31U])->w) * _S220;
+    float _S215 = *&((&this_5->peaks_0[0U])->y);
+    float _S216 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S215), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S217 = (__shfl_xor_sync(0xffffffffu, (_S216), (1U)));
+    float _S218 = (F32_max((_S216), (_S217)));
+    float _S219 = (__shfl_xor_sync(0xffffffffu, (_S218), (2U)));
+    float _S220 = (F32_max((_S218), (_S219)));
+    float _S221 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S220)));
+    *&((&this_5->peaks_0[0U])->y) = _S220;
+    float _S222 = _S221 * *&((&this_5->totals_0[0U])->y);
+    float _S223 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S220)));
+    *&((&this_5->scores_0[0U])->z) = _S223;
+    float total_7 = _S222 + _S223;
+    float _S224 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S220)));
+    *&((&this_5->scores_0[0U])->w) = _S224;
+    float total_8 = total_7 + _S224;
+    float _S225 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S220)));
+    *&((&this_5->scores_0[1U])->z) = _S225;
+    float total_9 = total_8 + _S225;
+    float _S226 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S220)));
+    *&((&this_5->scores_0[1U])->w) = _S226;
+    float total_10 = total_9 + _S226;
+    float _S227 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S220)));
+    *&((&this_5->scores_0[2U])->z) = _S227;
+    float total_11 = total_10 + _S227;
+    float _S228 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S220)));
+    *&((&this_5->scores_0[2U])->w) = _S228;
+    float total_12 = total_11 + _S228;
+    float _S229 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S220)));
+    *&((&this_5->scores_0[3U])->z) = _S229;
+    float total_13 = total_12 + _S229;
+    float _S230 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S220)));
+    *&((&this_5->scores_0[3U])->w) = _S230;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S230;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S221;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S221;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S221;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S221;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S221;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S221;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S221;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S221;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S221;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S221;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S221;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S221;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S221;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S221;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S221;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S221;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S221;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S221;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S221;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S221;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S221;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S221;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S221;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S221;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S221;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S221;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S221;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S221;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S221;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S221;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S221;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S221;
+    *&((&this_5->sums_0[16U])->z) = *&((&this_5->sums_0[16U])->z) * _S221;
+    *&((&this_5->sums_0[16U])->w) = *&((&this_5->sums_0[16U])->w) * _S221;
+    *&((&this_5->sums_0[17U])->z) = *&((&this_5->sums_0[17U])->z) * _S221;
+    *&((&this_5->sums_0[17U])->w) = *&((&this_5->sums_0[17U])->w) * _S221;
+    *&((&this_5->sums_0[18U])->z) = *&((&this_5->sums_0[18U])->z) * _S221;
+    *&((&this_5->sums_0[18U])->w) = *&((&this_5->sums_0[18U])->w) * _S221;
+    *&((&this_5->sums_0[19U])->z) = *&((&this_5->sums_0[19U])->z) * _S221;
+    *&((&this_5->sums_0[19U])->w) = *&((&this_5->sums_0[19U])->w) * _S221;
+    *&((&this_5->sums_0[20U])->z) = *&((&this_5->sums_0[20U])->z) * _S221;
+    *&((&this_5->sums_0[20U])->w) = *&((&this_5->sums_0[20U])->w) * _S221;
+    *&((&this_5->sums_0[21U])->z) = *&((&this_5->sums_0[21U])->z) * _S221;
+    *&((&this_5->sums_0[21U])->w) = *&((&this_5->sums_0[21U])->w) * _S221;
+    *&((&this_5->sums_0[22U])->z) = *&((&this_5->sums_0[22U])->z) * _S221;
+    *&((&this_5->sums_0[22U])->w) = *&((&this_5->sums_0[22U])->w) * _S221;
+    *&((&this_5->sums_0[23U])->z) = *&((&this_5->sums_0[23U])->z) * _S221;
+    *&((&this_5->sums_0[23U])->w) = *&((&this_5->sums_0[23U])->w) * _S221;
+    *&((&this_5->sums_0[24U])->z) = *&((&this_5->sums_0[24U])->z) * _S221;
+    *&((&this_5->sums_0[24U])->w) = *&((&this_5->sums_0[24U])->w) * _S221;
+    *&((&this_5->sums_0[25U])->z) = *&((&this_5->sums_0[25U])->z) * _S221;
+    *&((&this_5->sums_0[25U])->w) = *&((&this_5->sums_0[25U])->w) * _S221;
+    *&((&this_5->sums_0[26U])->z) = *&((&this_5->sums_0[26U])->z) * _S221;
+    *&((&this_5->sums_0[26U])->w) = *&((&this_5->sums_0[26U])->w) * _S221;
+    *&((&this_5->sums_0[27U])->z) = *&((&this_5->sums_0[27U])->z) * _S221;
+    *&((&this_5->sums_0[27U])->w) = *&((&this_5->sums_0[27U])->w) * _S221;
+    *&((&this_5->sums_0[28U])->z) = *&((&this_5->sums_0[28U])->z) * _S221;
+    *&((&this_5->sums_0[28U])->w) = *&((&this_5->sums_0[28U])->w) * _S221;
+    *&((&this_5->sums_0[29U])->z) = *&((&this_5->sums_0[29U])->z) * _S221;
+    *&((&this_5->sums_0[29U])->w) = *&((&this_5->sums_0[29U])->w) * _S221;
+    *&((&this_5->sums_0[30U])->z) = *&((&this_5->sums_0[30U])->z) * _S221;
+    *&((&this_5->sums_0[30U])->w) = *&((&this_5->sums_0[30U])->w) * _S221;
+    *&((&this_5->sums_0[31U])->z) = *&((&this_5->sums_0[31U])->z) * _S221;
+    *&((&this_5->sums_0[31U])->w) = *&((&this_5->sums_0[31U])->w) * _S221;
     return;
 }
 
 __device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
-    uint _S230 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S231 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S232 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S233 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S234 = make_uint4 (_S230, _S231, _S232, _S233);
-    uint4  _S235 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + this_6->lane_0 / 16U])));
-    float4  _S236 = (wasmetal_multiply_half((_S234), (uint2 {_S235.x, _S235.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S236;
-    float4  _S237 = (wasmetal_multiply_half((_S234), (uint2 {_S235.z, _S235.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S237;
-    uint4  _S238 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 2U + this_6->lane_0 / 16U])));
-    float4  _S239 = (wasmetal_multiply_half((_S234), (uint2 {_S238.x, _S238.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S239;
-    float4  _S240 = (wasmetal_multiply_half((_S234), (uint2 {_S238.z, _S238.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S240;
-    uint4  _S241 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 4U + this_6->lane_0 / 16U])));
-    float4  _S242 = (wasmetal_multiply_half((_S234), (uint2 {_S241.x, _S241.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S242;
-    float4  _S243 = (wasmetal_multiply_half((_S234), (uint2 {_S241.z, _S241.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S243;
-    uint4  _S244 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 6U + this_6->lane_0 / 16U])));
-    float4  _S245 = (wasmetal_multiply_half((_S234), (uint2 {_S244.x, _S244.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S245;
-    float4  _S246 = (wasmetal_multiply_half((_S234), (uint2 {_S244.z, _S244.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S246;
-    uint4  _S247 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 8U + this_6->lane_0 / 16U])));
-    float4  _S248 = (wasmetal_multiply_half((_S234), (uint2 {_S247.x, _S247.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S248;
-    float4  _S249 = (wasmetal_multiply_half((_S234), (uint2 {_S247.z, _S247.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S249;
-    uint4  _S250 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 10U + this_6->lane_0 / 16U])));
-    float4  _S251 = (wasmetal_multiply_half((_S234), (uint2 {_S250.x, _S250.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S251;
-    float4  _S252 = (wasmetal_multiply_half((_S234), (uint2 {_S250.z, _S250.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S252;
-    uint4  _S253 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 12U + this_6->lane_0 / 16U])));
-    float4  _S254 = (wasmetal_multiply_half((_S234), (uint2 {_S253.x, _S253.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S254;
-    float4  _S255 = (wasmetal_multiply_half((_S234), (uint2 {_S253.z, _S253.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S255;
-    uint4  _S256 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 14U + this_6->lane_0 / 16U])));
-    float4  _S257 = (wasmetal_multiply_half((_S234), (uint2 {_S256.x, _S256.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S257;
-    float4  _S258 = (wasmetal_multiply_half((_S234), (uint2 {_S256.z, _S256.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S258;
-    uint4  _S259 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 16U + this_6->lane_0 / 16U])));
-    float4  _S260 = (wasmetal_multiply_half((_S234), (uint2 {_S259.x, _S259.y}), (this_6->sums_0[16U])));
-    this_6->sums_0[16U] = _S260;
-    float4  _S261 = (wasmetal_multiply_half((_S234), (uint2 {_S259.z, _S259.w}), (this_6->sums_0[17U])));
-    this_6->sums_0[17U] = _S261;
-    uint4  _S262 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 18U + this_6->lane_0 / 16U])));
-    float4  _S263 = (wasmetal_multiply_half((_S234), (uint2 {_S262.x, _S262.y}), (this_6->sums_0[18U])));
-    this_6->sums_0[18U] = _S263;
-    float4  _S264 = (wasmetal_multiply_half((_S234), (uint2 {_S262.z, _S262.w}), (this_6->sums_0[19U])));
-    this_6->sums_0[19U] = _S264;
-    uint4  _S265 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 20U + this_6->lane_0 / 16U])));
-    float4  _S266 = (wasmetal_multiply_half((_S234), (uint2 {_S265.x, _S265.y}), (this_6->sums_0[20U])));
-    this_6->sums_0[20U] = _S266;
-    float4  _S267 = (wasmetal_multiply_half((_S234), (uint2 {_S265.z, _S265.w}), (this_6->sums_0[21U])));
-    this_6->sums_0[21U] = _S267;
-    uint4  _S268 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 22U + this_6->lane_0 / 16U])));
-    float4  _S269 = (wasmetal_multiply_half((_S234), (uint2 {_S268.x, _S268.y}), (this_6->sums_0[22U])));
-    this_6->sums_0[22U] = _S269;
-    float4  _S270 = (wasmetal_multiply_half((_S234), (uint2 {_S268.z, _S268.w}), (this_6->sums_0[23U])));
-    this_6->sums_0[23U] = _S270;
-    uint4  _S271 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 24U + this_6->lane_0 / 16U])));
-    float4  _S272 = (wasmetal_multiply_half((_S234), (uint2 {_S271.x, _S271.y}), (this_6->sums_0[24U])));
-    this_6->sums_0[24U] = _S272;
-    float4  _S273 = (wasmetal_multiply_half((_S234), (uint2 {_S271.z, _S271.w}), (this_6->sums_0[25U])));
-    this_6->sums_0[25U] = _S273;
-    uint4  _S274 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 26U + this_6->lane_0 / 16U])));
-    float4  _S275 = (wasmetal_multiply_half((_S234), (uint2 {_S274.x, _S274.y}), (this_6->sums_0[26U])));
-    this_6->sums_0[26U] = _S275;
-    float4  _S276 = (wasmetal_multiply_half((_S234), (uint2 {_S274.z, _S274.w}), (this_6->sums_0[27U])));
-    this_6->sums_0[27U] = _S276;
-    uint4  _S277 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 28U + this_6->lane_0 / 16U])));
-    float4  _S278 = (wasmetal_multiply_half((_S234), (uint2 {_S277.x, _S277.y}), (this_6->sums_0[28U])));
-    this_6->sums_0[28U] = _S278;
-    float4  _S279 = (wasmetal_multiply_half((_S234), (uint2 {_S277.z, _S277.w}), (this_6->sums_0[29U])));
-    this_6->sums_0[29U] = _S279;
-    uint4  _S280 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 30U + this_6->lane_0 / 16U])));
-    float4  _S281 = (wasmetal_multiply_half((_S234), (uint2 {_S280.x, _S280.y}), (this_6->sums_0[30U])));
-    this_6->sums_0[30U] = _S281;
-    float4  _S282 = (wasmetal_multiply_half((_S234), (uint2 {_S280.z, _S280.w}), (this_6->sums_0[31U])));
-    this_6->sums_0[31U] = _S282;
-    uint _S283 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S284 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S285 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S286 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S287 = make_uint4 (_S283, _S284, _S285, _S286);
-    uint4  _S288 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + this_6->lane_0 / 16U])));
-    float4  _S289 = (wasmetal_multiply_half((_S287), (uint2 {_S288.x, _S288.y}), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S289;
-    float4  _S290 = (wasmetal_multiply_half((_S287), (uint2 {_S288.z, _S288.w}), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S290;
-    uint4  _S291 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 2U + this_6->lane_0 / 16U])));
-    float4  _S292 = (wasmetal_multiply_half((_S287), (uint2 {_S291.x, _S291.y}), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S292;
-    float4  _S293 = (wasmetal_multiply_half((_S287), (uint2 {_S291.z, _S291.w}), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S293;
-    uint4  _S294 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 4U + this_6->lane_0 / 16U])));
-    float4  _S295 = (wasmetal_multiply_half((_S287), (uint2 {_S294.x, _S294.y}), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S295;
-    float4  _S296 = (wasmetal_multiply_half((_S287), (uint2 {_S294.z, _S294.w}), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S296;
-    uint4  _S297 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 6U + this_6->lane_0 / 16U])));
-    float4  _S298 = (wasmetal_multiply_half((_S287), (uint2 {_S297.x, _S297.y}), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S298;
-    float4  _S299 = (wasmetal_multiply_half((_S287), (uint2 {_S297.z, _S297.w}), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S299;
-    uint4  _S300 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 8U + this_6->lane_0 / 16U])));
-    float4  _S301 = (wasmetal_multiply_half((_S287), (uint2 {_S300.x, _S300.y}), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S301;
-    float4  _S302 = (wasmetal_multiply_half((_S287), (uint2 {_S300.z, _S300.w}), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S302;
-    uint4  _S303 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 10U + this_6->lane_0 / 16U])));
-    float4  _S304 = (wasmetal_multiply_half((_S287), (uint2 {_S303.x, _S303.y}), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S304;
-    float4  _S305 = (wasmetal_multiply_half((_S287), (uint2 {_S303.z, _S303.w}), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S305;
-    uint4  _S306 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 12U + this_6->lane_0 / 16U])));
-    float4  _S307 = (wasmetal_multiply_half((_S287), (uint2 {_S306.x, _S306.y}), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S307;
-    float4  _S308 = (wasmetal_multiply_half((_S287), (uint2 {_S306.z, _S306.w}), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S308;
-    uint4  _S309 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 14U + this_6->lane_0 / 16U])));
-    float4  _S310 = (wasmetal_multiply_half((_S287), (uint2 {_S309.x, _S309.y}), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S310;
-    float4  _S311 = (wasmetal_multiply_half((_S287), (uint2 {_S309.z, _S309.w}), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S311;
-    uint4  _S312 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 16U + this_6->lane_0 / 16U])));
-    float4  _S313 = (wasmetal_multiply_half((_S287), (uint2 {_S312.x, _S312.y}), (this_6->sums_0[16U])));
-    this_6->sums_0[16U] = _S313;
-    float4  _S314 = (wasmetal_multiply_half((_S287), (uint2 {_S312.z, _S312.w}), (this_6->sums_0[17U])));
-    this_6->sums_0[17U] = _S314;
-    uint4  _S315 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 18U + this_6->lane_0 / 16U])));
-    float4  _S316 = (wasmetal_multiply_half((_S287), (uint2 {_S315.x, _S315.y}), (this_6->sums_0[18U])));
-    this_6->sums_0[18U] = _S316;
-    float4  _S317 = (wasmetal_multiply_half((_S287), (uint2 {_S315.z, _S315.w}), (this_6->sums_0[19U])));
-    this_6->sums_0[19U] = _S317;
-    uint4  _S318 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 20U + this_6->lane_0 / 16U])));
-    float4  _S319 = (wasmetal_multiply_half((_S287), (uint2 {_S318.x, _S318.y}), (this_6->sums_0[20U])));
-    this_6->sums_0[20U] = _S319;
-    float4  _S320 = (wasmetal_multiply_half((_S287), (uint2 {_S318.z, _S318.w}), (this_6->sums_0[21U])));
-    this_6->sums_0[21U] = _S320;
-    uint4  _S321 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 22U + this_6->lane_0 / 16U])));
-    float4  _S322 = (wasmetal_multiply_half((_S287), (uint2 {_S321.x, _S321.y}), (this_6->sums_0[22U])));
-    this_6->sums_0[22U] = _S322;
-    float4  _S323 = (wasmetal_multiply_half((_S287), (uint2 {_S321.z, _S321.w}), (this_6->sums_0[23U])));
-    this_6->sums_0[23U] = _S323;
-    uint4  _S324 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 24U + this_6->lane_0 / 16U])));
-    float4  _S325 = (wasmetal_multiply_half((_S287), (uint2 {_S324.x, _S324.y}), (this_6->sums_0[24U])));
-    this_6->sums_0[24U] = _S325;
-    float4  _S326 = (wasmetal_multiply_half((_S287), (uint2 {_S324.z, _S324.w}), (this_6->sums_0[25U])));
-    this_6->sums_0[25U] = _S326;
-    uint4  _S327 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 26U + this_6->lane_0 / 16U])));
-    float4  _S328 = (wasmetal_multiply_half((_S287), (uint2 {_S327.x, _S327.y}), (this_6->sums_0[26U])));
-    this_6->sums_0[26U] = _S328;
-    float4  _S329 = (wasmetal_multiply_half((_S287), (uint2 {_S327.z, _S327.w}), (this_6->sums_0[27U])));
-    this_6->sums_0[27U] = _S329;
-    uint4  _S330 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 28U + this_6->lane_0 / 16U])));
-    float4  _S331 = (wasmetal_multiply_half((_S287), (uint2 {_S330.x, _S330.y}), (this_6->sums_0[28U])));
-    this_6->sums_0[28U] = _S331;
-    float4  _S332 = (wasmetal_multiply_half((_S287), (uint2 {_S330.z, _S330.w}), (this_6->sums_0[29U])));
-    this_6->sums_0[29U] = _S332;
-    uint4  _S333 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 30U + this_6->lane_0 / 16U])));
-    float4  _S334 = (wasmetal_multiply_half((_S287), (uint2 {_S333.x, _S333.y}), (this_6->sums_0[30U])));
-    this_6->sums_0[30U] = _S334;
-    float4  _S335 = (wasmetal_multiply_half((_S287), (uint2 {_S333.z, _S333.w}), (this_6->sums_0[31U])));
-    this_6->sums_0[31U] = _S335;
+    uint _S231 = pack_halves_0(float2 {this_6->scores_0[0U].x, this_6->scores_0[0U].y});
+    uint _S232 = pack_halves_0(float2 {this_6->scores_0[0U].z, this_6->scores_0[0U].w});
+    uint _S233 = pack_halves_0(float2 {this_6->scores_0[1U].x, this_6->scores_0[1U].y});
+    uint _S234 = pack_halves_0(float2 {this_6->scores_0[1U].z, this_6->scores_0[1U].w});
+    uint4  _S235 = make_uint4 (_S231, _S232, _S233, _S234);
+    uint4  _S236 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + this_6->lane_0 / 16U])));
+    float4  _S237 = (wasmetal_multiply_half((_S235), (uint2 {_S236.x, _S236.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S237;
+    float4  _S238 = (wasmetal_multiply_half((_S235), (uint2 {_S236.z, _S236.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S238;
+    uint4  _S239 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 2U + this_6->lane_0 / 16U])));
+    float4  _S240 = (wasmetal_multiply_half((_S235), (uint2 {_S239.x, _S239.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S240;
+    float4  _S241 = (wasmetal_multiply_half((_S235), (uint2 {_S239.z, _S239.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S241;
+    uint4  _S242 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 4U + this_6->lane_0 / 16U])));
+    float4  _S243 = (wasmetal_multiply_half((_S235), (uint2 {_S242.x, _S242.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S243;
+    float4  _S244 = (wasmetal_multiply_half((_S235), (uint2 {_S242.z, _S242.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S244;
+    uint4  _S245 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 6U + this_6->lane_0 / 16U])));
+    float4  _S246 = (wasmetal_multiply_half((_S235), (uint2 {_S245.x, _S245.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S246;
+    float4  _S247 = (wasmetal_multiply_half((_S235), (uint2 {_S245.z, _S245.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S247;
+    uint4  _S248 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 8U + this_6->lane_0 / 16U])));
+    float4  _S249 = (wasmetal_multiply_half((_S235), (uint2 {_S248.x, _S248.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S249;
+    float4  _S250 = (wasmetal_multiply_half((_S235), (uint2 {_S248.z, _S248.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S250;
+    uint4  _S251 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 10U + this_6->lane_0 / 16U])));
+    float4  _S252 = (wasmetal_multiply_half((_S235), (uint2 {_S251.x, _S251.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S252;
+    float4  _S253 = (wasmetal_multiply_half((_S235), (uint2 {_S251.z, _S251.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S253;
+    uint4  _S254 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 12U + this_6->lane_0 / 16U])));
+    float4  _S255 = (wasmetal_multiply_half((_S235), (uint2 {_S254.x, _S254.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S255;
+    float4  _S256 = (wasmetal_multiply_half((_S235), (uint2 {_S254.z, _S254.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S256;
+    uint4  _S257 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 14U + this_6->lane_0 / 16U])));
+    float4  _S258 = (wasmetal_multiply_half((_S235), (uint2 {_S257.x, _S257.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S258;
+    float4  _S259 = (wasmetal_multiply_half((_S235), (uint2 {_S257.z, _S257.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S259;
+    uint4  _S260 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 16U + this_6->lane_0 / 16U])));
+    float4  _S261 = (wasmetal_multiply_half((_S235), (uint2 {_S260.x, _S260.y}), (this_6->sums_0[16U])));
+    this_6->sums_0[16U] = _S261;
+    float4  _S262 = (wasmetal_multiply_half((_S235), (uint2 {_S260.z, _S260.w}), (this_6->sums_0[17U])));
+    this_6->sums_0[17U] = _S262;
+    uint4  _S263 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 18U + this_6->lane_0 / 16U])));
+    float4  _S264 = (wasmetal_multiply_half((_S235), (uint2 {_S263.x, _S263.y}), (this_6->sums_0[18U])));
+    this_6->sums_0[18U] = _S264;
+    float4  _S265 = (wasmetal_multiply_half((_S235), (uint2 {_S263.z, _S263.w}), (this_6->sums_0[19U])));
+    this_6->sums_0[19U] = _S265;
+    uint4  _S266 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 20U + this_6->lane_0 / 16U])));
+    float4  _S267 = (wasmetal_multiply_half((_S235), (uint2 {_S266.x, _S266.y}), (this_6->sums_0[20U])));
+    this_6->sums_0[20U] = _S267;
+    float4  _S268 = (wasmetal_multiply_half((_S235), (uint2 {_S266.z, _S266.w}), (this_6->sums_0[21U])));
+    this_6->sums_0[21U] = _S268;
+    uint4  _S269 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 22U + this_6->lane_0 / 16U])));
+    float4  _S270 = (wasmetal_multiply_half((_S235), (uint2 {_S269.x, _S269.y}), (this_6->sums_0[22U])));
+    this_6->sums_0[22U] = _S270;
+    float4  _S271 = (wasmetal_multiply_half((_S235), (uint2 {_S269.z, _S269.w}), (this_6->sums_0[23U])));
+    this_6->sums_0[23U] = _S271;
+    uint4  _S272 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 24U + this_6->lane_0 / 16U])));
+    float4  _S273 = (wasmetal_multiply_half((_S235), (uint2 {_S272.x, _S272.y}), (this_6->sums_0[24U])));
+    this_6->sums_0[24U] = _S273;
+    float4  _S274 = (wasmetal_multiply_half((_S235), (uint2 {_S272.z, _S272.w}), (this_6->sums_0[25U])));
+    this_6->sums_0[25U] = _S274;
+    uint4  _S275 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 26U + this_6->lane_0 / 16U])));
+    float4  _S276 = (wasmetal_multiply_half((_S235), (uint2 {_S275.x, _S275.y}), (this_6->sums_0[26U])));
+    this_6->sums_0[26U] = _S276;
+    float4  _S277 = (wasmetal_multiply_half((_S235), (uint2 {_S275.z, _S275.w}), (this_6->sums_0[27U])));
+    this_6->sums_0[27U] = _S277;
+    uint4  _S278 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 28U + this_6->lane_0 / 16U])));
+    float4  _S279 = (wasmetal_multiply_half((_S235), (uint2 {_S278.x, _S278.y}), (this_6->sums_0[28U])));
+    this_6->sums_0[28U] = _S279;
+    float4  _S280 = (wasmetal_multiply_half((_S235), (uint2 {_S278.z, _S278.w}), (this_6->sums_0[29U])));
+    this_6->sums_0[29U] = _S280;
+    uint4  _S281 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 33U + 30U + this_6->lane_0 / 16U])));
+    float4  _S282 = (wasmetal_multiply_half((_S235), (uint2 {_S281.x, _S281.y}), (this_6->sums_0[30U])));
+    this_6->sums_0[30U] = _S282;
+    float4  _S283 = (wasmetal_multiply_half((_S235), (uint2 {_S281.z, _S281.w}), (this_6->sums_0[31U])));
+    this_6->sums_0[31U] = _S283;
+    uint _S284 = pack_halves_0(float2 {this_6->scores_0[2U].x, this_6->scores_0[2U].y});
+    uint _S285 = pack_halves_0(float2 {this_6->scores_0[2U].z, this_6->scores_0[2U].w});
+    uint _S286 = pack_halves_0(float2 {this_6->scores_0[3U].x, this_6->scores_0[3U].y});
+    uint _S287 = pack_halves_0(float2 {this_6->scores_0[3U].z, this_6->scores_0[3U].w});
+    uint4  _S288 = make_uint4 (_S284, _S285, _S286, _S287);
+    uint4  _S289 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + this_6->lane_0 / 16U])));
+    float4  _S290 = (wasmetal_multiply_half((_S288), (uint2 {_S289.x, _S289.y}), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S290;
+    float4  _S291 = (wasmetal_multiply_half((_S288), (uint2 {_S289.z, _S289.w}), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S291;
+    uint4  _S292 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 2U + this_6->lane_0 / 16U])));
+    float4  _S293 = (wasmetal_multiply_half((_S288), (uint2 {_S292.x, _S292.y}), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S293;
+    float4  _S294 = (wasmetal_multiply_half((_S288), (uint2 {_S292.z, _S292.w}), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S294;
+    uint4  _S295 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 4U + this_6->lane_0 / 16U])));
+    float4  _S296 = (wasmetal_multiply_half((_S288), (uint2 {_S295.x, _S295.y}), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S296;
+    float4  _S297 = (wasmetal_multiply_half((_S288), (uint2 {_S295.z, _S295.w}), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S297;
+    uint4  _S298 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 6U + this_6->lane_0 / 16U])));
+    float4  _S299 = (wasmetal_multiply_half((_S288), (uint2 {_S298.x, _S298.y}), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S299;
+    float4  _S300 = (wasmetal_multiply_half((_S288), (uint2 {_S298.z, _S298.w}), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S300;
+    uint4  _S301 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 8U + this_6->lane_0 / 16U])));
+    float4  _S302 = (wasmetal_multiply_half((_S288), (uint2 {_S301.x, _S301.y}), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S302;
+    float4  _S303 = (wasmetal_multiply_half((_S288), (uint2 {_S301.z, _S301.w}), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S303;
+    uint4  _S304 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 10U + this_6->lane_0 / 16U])));
+    float4  _S305 = (wasmetal_multiply_half((_S288), (uint2 {_S304.x, _S304.y}), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S305;
+    float4  _S306 = (wasmetal_multiply_half((_S288), (uint2 {_S304.z, _S304.w}), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S306;
+    uint4  _S307 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 12U + this_6->lane_0 / 16U])));
+    float4  _S308 = (wasmetal_multiply_half((_S288), (uint2 {_S307.x, _S307.y}), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S308;
+    float4  _S309 = (wasmetal_multiply_half((_S288), (uint2 {_S307.z, _S307.w}), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S309;
+    uint4  _S310 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 14U + this_6->lane_0 / 16U])));
+    float4  _S311 = (wasmetal_multiply_half((_S288), (uint2 {_S310.x, _S310.y}), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S311;
+    float4  _S312 = (wasmetal_multiply_half((_S288), (uint2 {_S310.z, _S310.w}), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S312;
+    uint4  _S313 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 16U + this_6->lane_0 / 16U])));
+    float4  _S314 = (wasmetal_multiply_half((_S288), (uint2 {_S313.x, _S313.y}), (this_6->sums_0[16U])));
+    this_6->sums_0[16U] = _S314;
+    float4  _S315 = (wasmetal_multiply_half((_S288), (uint2 {_S313.z, _S313.w}), (this_6->sums_0[17U])));
+    this_6->sums_0[17U] = _S315;
+    uint4  _S316 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 18U + this_6->lane_0 / 16U])));
+    float4  _S317 = (wasmetal_multiply_half((_S288), (uint2 {_S316.x, _S316.y}), (this_6->sums_0[18U])));
+    this_6->sums_0[18U] = _S317;
+    float4  _S318 = (wasmetal_multiply_half((_S288), (uint2 {_S316.z, _S316.w}), (this_6->sums_0[19U])));
+    this_6->sums_0[19U] = _S318;
+    uint4  _S319 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 20U + this_6->lane_0 / 16U])));
+    float4  _S320 = (wasmetal_multiply_half((_S288), (uint2 {_S319.x, _S319.y}), (this_6->sums_0[20U])));
+    this_6->sums_0[20U] = _S320;
+    float4  _S321 = (wasmetal_multiply_half((_S288), (uint2 {_S319.z, _S319.w}), (this_6->sums_0[21U])));
+    this_6->sums_0[21U] = _S321;
+    uint4  _S322 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 22U + this_6->lane_0 / 16U])));
+    float4  _S323 = (wasmetal_multiply_half((_S288), (uint2 {_S322.x, _S322.y}), (this_6->sums_0[22U])));
+    this_6->sums_0[22U] = _S323;
+    float4  _S324 = (wasmetal_multiply_half((_S288), (uint2 {_S322.z, _S322.w}), (this_6->sums_0[23U])));
+    this_6->sums_0[23U] = _S324;
+    uint4  _S325 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 24U + this_6->lane_0 / 16U])));
+    float4  _S326 = (wasmetal_multiply_half((_S288), (uint2 {_S325.x, _S325.y}), (this_6->sums_0[24U])));
+    this_6->sums_0[24U] = _S326;
+    float4  _S327 = (wasmetal_multiply_half((_S288), (uint2 {_S325.z, _S325.w}), (this_6->sums_0[25U])));
+    this_6->sums_0[25U] = _S327;
+    uint4  _S328 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 26U + this_6->lane_0 / 16U])));
+    float4  _S329 = (wasmetal_multiply_half((_S288), (uint2 {_S328.x, _S328.y}), (this_6->sums_0[26U])));
+    this_6->sums_0[26U] = _S329;
+    float4  _S330 = (wasmetal_multiply_half((_S288), (uint2 {_S328.z, _S328.w}), (this_6->sums_0[27U])));
+    this_6->sums_0[27U] = _S330;
+    uint4  _S331 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 28U + this_6->lane_0 / 16U])));
+    float4  _S332 = (wasmetal_multiply_half((_S288), (uint2 {_S331.x, _S331.y}), (this_6->sums_0[28U])));
+    this_6->sums_0[28U] = _S332;
+    float4  _S333 = (wasmetal_multiply_half((_S288), (uint2 {_S331.z, _S331.w}), (this_6->sums_0[29U])));
+    this_6->sums_0[29U] = _S333;
+    uint4  _S334 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 33U + 30U + this_6->lane_0 / 16U])));
+    float4  _S335 = (wasmetal_multiply_half((_S288), (uint2 {_S334.x, _S334.y}), (this_6->sums_0[30U])));
+    this_6->sums_0[30U] = _S335;
+    float4  _S336 = (wasmetal_multiply_half((_S288), (uint2 {_S334.z, _S334.w}), (this_6->sums_0[31U])));
+    this_6->sums_0[31U] = _S336;
     return;
 }
 
@@ -1257,730 +1263,730 @@ __device__ void Attending_join_0(Attending_0 * this_7)
 
 __device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S336 = this_8->heads_1;
-    uint _S337 = query_2 / this_8->heads_1;
-    bool _S338;
-    if(_S337 < (this_8->rows_3))
+    uint _S337 = this_8->heads_1;
+    uint _S338 = query_2 / this_8->heads_1;
+    bool _S339;
+    if(_S338 < (this_8->rows_3))
     {
-        uint _S339 = query_2 % _S336;
-        _S338 = _S339 < (this_8->last_0);
+        uint _S340 = query_2 % _S337;
+        _S339 = _S340 < (this_8->last_0);
     }
     else
     {
-        _S338 = false;
+        _S339 = false;
     }
-    return _S338;
+    return _S339;
 }
 
 __device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_14)
 {
-    uint _S340 = this_9->sinks_at_0;
-    bool _S341;
+    uint _S341 = this_9->sinks_at_0;
+    bool _S342;
     if((this_9->sinks_at_0) != 4294967295U)
     {
-        bool _S342 = Target_has_0(this_9, query_3);
-        _S341 = _S342;
+        bool _S343 = Target_has_0(this_9, query_3);
+        _S342 = _S343;
     }
     else
     {
-        _S341 = false;
+        _S342 = false;
     }
-    float _S343;
-    if(_S341)
+    float _S344;
+    if(_S342)
     {
-        uint _S344 = query_3 % this_9->heads_1;
-        float _S345 = __ldg((&(this_9->sinks_0)[_S340 + _S344]));
-        _S343 = total_14 + (F32_exp2((1.4426950216293335f * _S345 - peak_0)));
+        uint _S345 = query_3 % this_9->heads_1;
+        float _S346 = __ldg((&(this_9->sinks_0)[_S341 + _S345]));
+        _S344 = total_14 + (F32_exp2((1.4426950216293335f * _S346 - peak_0)));
     }
     else
     {
-        _S343 = total_14;
+        _S344 = total_14;
     }
-    if(_S343 != 0.0f)
+    if(_S344 != 0.0f)
     {
-        _S343 = 1.0f / _S343;
+        _S344 = 1.0f / _S344;
     }
     else
     {
-        _S343 = 0.0f;
+        _S344 = 0.0f;
     }
-    return _S343;
+    return _S344;
 }
 
 __device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    uint _S346 = this_10->at_3;
-    uint _S347 = this_10->heads_1;
-    uint _S348 = query_4 / this_10->heads_1;
-    uint _S349 = _S346 + _S348 * this_10->stride_0;
-    uint _S350 = query_4 % _S347;
-    return _S349 + _S350 * this_10->head_dim_1;
+    uint _S347 = this_10->at_3;
+    uint _S348 = this_10->heads_1;
+    uint _S349 = query_4 / this_10->heads_1;
+    uint _S350 = _S347 + _S349 * this_10->stride_0;
+    uint _S351 = query_4 % _S348;
+    return _S350 + _S351 * this_10->head_dim_1;
 }
 
 __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 {
-    float _S351 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
-    float total_15 = *&((&this_11->totals_0[0U])->x) + _S351;
-    float _S352 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
-    uint _S353 = this_11->own_0;
-    uint _S354 = this_11->lane_0;
-    uint _S355 = this_11->own_0 + this_11->lane_0 / 4U;
-    float _S356 = Target_factor_0(target_0, _S355, *&((&this_11->peaks_0[0U])->x), total_15 + _S352);
-    bool _S357 = Target_has_0(target_0, _S355);
-    if(_S357)
+    float _S352 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_15 = *&((&this_11->totals_0[0U])->x) + _S352;
+    float _S353 = (__shfl_xor_sync(0xffffffffu, (total_15), (2U)));
+    uint _S354 = this_11->own_0;
+    uint _S355 = this_11->lane_0;
+    uint _S356 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S357 = Target_factor_0(target_0, _S356, *&((&this_11->peaks_0[0U])->x), total_15 + _S353);
+    bool _S358 = Target_has_0(target_0, _S356);
+    if(_S358)
     {
-        uint _S358 = Target_place_0(target_0, _S355);
-        uint _S359 = _S354 % 4U * 2U;
-        uint _S360 = target_0->head_dim_1;
-        if(_S359 < (target_0->head_dim_1))
+        uint _S359 = Target_place_0(target_0, _S356);
+        uint _S360 = _S355 % 4U * 2U;
+        uint _S361 = target_0->head_dim_1;
+        if(_S360 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S358 + _S359]) = _S356 * *&((&this_11->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S359 + _S360]) = _S357 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S361 = _S359 + 1U;
-        if(_S361 < _S360)
+        uint _S362 = _S360 + 1U;
+        if(_S362 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S361]) = _S356 * *&((&this_11->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S359 + _S362]) = _S357 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S362 = 8U + _S359;
-        if(_S362 < _S360)
+        uint _S363 = 8U + _S360;
+        if(_S363 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S362]) = _S356 * *&((&this_11->sums_0[1U])->x);
+            *(&(target_0->result_2)[_S359 + _S363]) = _S357 * *&((&this_11->sums_0[1U])->x);
         }
-        uint _S363 = _S362 + 1U;
-        if(_S363 < _S360)
+        uint _S364 = _S363 + 1U;
+        if(_S364 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S363]) = _S356 * *&((&this_11->sums_0[1U])->y);
+            *(&(target_0->result_2)[_S359 + _S364]) = _S357 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S364 = 16U + _S359;
-        if(_S364 < _S360)
+        uint _S365 = 16U + _S360;
+        if(_S365 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S364]) = _S356 * *&((&this_11->sums_0[2U])->x);
+            *(&(target_0->result_2)[_S359 + _S365]) = _S357 * *&((&this_11->sums_0[2U])->x);
         }
-        uint _S365 = _S364 + 1U;
-        if(_S365 < _S360)
+        uint _S366 = _S365 + 1U;
+        if(_S366 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S365]) = _S356 * *&((&this_11->sums_0[2U])->y);
+            *(&(target_0->result_2)[_S359 + _S366]) = _S357 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S366 = 24U + _S359;
-        if(_S366 < _S360)
+        uint _S367 = 24U + _S360;
+        if(_S367 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S366]) = _S356 * *&((&this_11->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S359 + _S367]) = _S357 * *&((&this_11->sums_0[3U])->x);
         }
-        uint _S367 = _S366 + 1U;
-        if(_S367 < _S360)
+        uint _S368 = _S367 + 1U;
+        if(_S368 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S367]) = _S356 * *&((&this_11->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S359 + _S368]) = _S357 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S368 = 32U + _S359;
-        if(_S368 < _S360)
+        uint _S369 = 32U + _S360;
+        if(_S369 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S368]) = _S356 * *&((&this_11->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S359 + _S369]) = _S357 * *&((&this_11->sums_0[4U])->x);
         }
-        uint _S369 = _S368 + 1U;
-        if(_S369 < _S360)
+        uint _S370 = _S369 + 1U;
+        if(_S370 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S369]) = _S356 * *&((&this_11->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S359 + _S370]) = _S357 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S370 = 40U + _S359;
-        if(_S370 < _S360)
+        uint _S371 = 40U + _S360;
+        if(_S371 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S370]) = _S356 * *&((&this_11->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S359 + _S371]) = _S357 * *&((&this_11->sums_0[5U])->x);
         }
-        uint _S371 = _S370 + 1U;
-        if(_S371 < _S360)
+        uint _S372 = _S371 + 1U;
+        if(_S372 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S371]) = _S356 * *&((&this_11->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S359 + _S372]) = _S357 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S372 = 48U + _S359;
-        if(_S372 < _S360)
+        uint _S373 = 48U + _S360;
+        if(_S373 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S372]) = _S356 * *&((&this_11->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S359 + _S373]) = _S357 * *&((&this_11->sums_0[6U])->x);
         }
-        uint _S373 = _S372 + 1U;
-        if(_S373 < _S360)
+        uint _S374 = _S373 + 1U;
+        if(_S374 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S373]) = _S356 * *&((&this_11->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S359 + _S374]) = _S357 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S374 = 56U + _S359;
-        if(_S374 < _S360)
+        uint _S375 = 56U + _S360;
+        if(_S375 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S374]) = _S356 * *&((&this_11->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S359 + _S375]) = _S357 * *&((&this_11->sums_0[7U])->x);
         }
-        uint _S375 = _S374 + 1U;
-        if(_S375 < _S360)
+        uint _S376 = _S375 + 1U;
+        if(_S376 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S375]) = _S356 * *&((&this_11->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S359 + _S376]) = _S357 * *&((&this_11->sums_0[7U])->y);
         }
-        uint _S376 = 64U + _S359;
-        if(_S376 < _S360)
+        uint _S377 = 64U + _S360;
+        if(_S377 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S376]) = _S356 * *&((&this_11->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S359 + _S377]) = _S357 * *&((&this_11->sums_0[8U])->x);
         }
-        uint _S377 = _S376 + 1U;
-        if(_S377 < _S360)
+        uint _S378 = _S377 + 1U;
+        if(_S378 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S377]) = _S356 * *&((&this_11->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S359 + _S378]) = _S357 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S378 = 72U + _S359;
-        if(_S378 < _S360)
+        uint _S379 = 72U + _S360;
+        if(_S379 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S378]) = _S356 * *&((&this_11->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S359 + _S379]) = _S357 * *&((&this_11->sums_0[9U])->x);
         }
-        uint _S379 = _S378 + 1U;
-        if(_S379 < _S360)
+        uint _S380 = _S379 + 1U;
+        if(_S380 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S379]) = _S356 * *&((&this_11->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S359 + _S380]) = _S357 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S380 = 80U + _S359;
-        if(_S380 < _S360)
+        uint _S381 = 80U + _S360;
+        if(_S381 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S380]) = _S356 * *&((&this_11->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S359 + _S381]) = _S357 * *&((&this_11->sums_0[10U])->x);
         }
-        uint _S381 = _S380 + 1U;
-        if(_S381 < _S360)
+        uint _S382 = _S381 + 1U;
+        if(_S382 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S381]) = _S356 * *&((&this_11->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S359 + _S382]) = _S357 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S382 = 88U + _S359;
-        if(_S382 < _S360)
+        uint _S383 = 88U + _S360;
+        if(_S383 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S382]) = _S356 * *&((&this_11->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S359 + _S383]) = _S357 * *&((&this_11->sums_0[11U])->x);
         }
-        uint _S383 = _S382 + 1U;
-        if(_S383 < _S360)
+        uint _S384 = _S383 + 1U;
+        if(_S384 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S383]) = _S356 * *&((&this_11->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S359 + _S384]) = _S357 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S384 = 96U + _S359;
-        if(_S384 < _S360)
+        uint _S385 = 96U + _S360;
+        if(_S385 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S384]) = _S356 * *&((&this_11->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S359 + _S385]) = _S357 * *&((&this_11->sums_0[12U])->x);
         }
-        uint _S385 = _S384 + 1U;
-        if(_S385 < _S360)
+        uint _S386 = _S385 + 1U;
+        if(_S386 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S385]) = _S356 * *&((&this_11->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S359 + _S386]) = _S357 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S386 = 104U + _S359;
-        if(_S386 < _S360)
+        uint _S387 = 104U + _S360;
+        if(_S387 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S386]) = _S356 * *&((&this_11->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S359 + _S387]) = _S357 * *&((&this_11->sums_0[13U])->x);
         }
-        uint _S387 = _S386 + 1U;
-        if(_S387 < _S360)
+        uint _S388 = _S387 + 1U;
+        if(_S388 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S387]) = _S356 * *&((&this_11->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S359 + _S388]) = _S357 * *&((&this_11->sums_0[13U])->y);
         }
-        uint _S388 = 112U + _S359;
-        if(_S388 < _S360)
+        uint _S389 = 112U + _S360;
+        if(_S389 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S388]) = _S356 * *&((&this_11->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S359 + _S389]) = _S357 * *&((&this_11->sums_0[14U])->x);
         }
-        uint _S389 = _S388 + 1U;
-        if(_S389 < _S360)
+        uint _S390 = _S389 + 1U;
+        if(_S390 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S389]) = _S356 * *&((&this_11->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S359 + _S390]) = _S357 * *&((&this_11->sums_0[14U])->y);
         }
-        uint _S390 = 120U + _S359;
-        if(_S390 < _S360)
+        uint _S391 = 120U + _S360;
+        if(_S391 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S390]) = _S356 * *&((&this_11->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S359 + _S391]) = _S357 * *&((&this_11->sums_0[15U])->x);
         }
-        uint _S391 = _S390 + 1U;
-        if(_S391 < _S360)
+        uint _S392 = _S391 + 1U;
+        if(_S392 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S391]) = _S356 * *&((&this_11->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S359 + _S392]) = _S357 * *&((&this_11->sums_0[15U])->y);
         }
-        uint _S392 = 128U + _S359;
-        if(_S392 < _S360)
+        uint _S393 = 128U + _S360;
+        if(_S393 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S392]) = _S356 * *&((&this_11->sums_0[16U])->x);
+            *(&(target_0->result_2)[_S359 + _S393]) = _S357 * *&((&this_11->sums_0[16U])->x);
         }
-        uint _S393 = _S392 + 1U;
-        if(_S393 < _S360)
+        uint _S394 = _S393 + 1U;
+        if(_S394 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S393]) = _S356 * *&((&this_11->sums_0[16U])->y);
+            *(&(target_0->result_2)[_S359 + _S394]) = _S357 * *&((&this_11->sums_0[16U])->y);
         }
-        uint _S394 = 136U + _S359;
-        if(_S394 < _S360)
+        uint _S395 = 136U + _S360;
+        if(_S395 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S394]) = _S356 * *&((&this_11->sums_0[17U])->x);
+            *(&(target_0->result_2)[_S359 + _S395]) = _S357 * *&((&this_11->sums_0[17U])->x);
         }
-        uint _S395 = _S394 + 1U;
-        if(_S395 < _S360)
+        uint _S396 = _S395 + 1U;
+        if(_S396 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S395]) = _S356 * *&((&this_11->sums_0[17U])->y);
+            *(&(target_0->result_2)[_S359 + _S396]) = _S357 * *&((&this_11->sums_0[17U])->y);
         }
-        uint _S396 = 144U + _S359;
-        if(_S396 < _S360)
+        uint _S397 = 144U + _S360;
+        if(_S397 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S396]) = _S356 * *&((&this_11->sums_0[18U])->x);
+            *(&(target_0->result_2)[_S359 + _S397]) = _S357 * *&((&this_11->sums_0[18U])->x);
         }
-        uint _S397 = _S396 + 1U;
-        if(_S397 < _S360)
+        uint _S398 = _S397 + 1U;
+        if(_S398 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S397]) = _S356 * *&((&this_11->sums_0[18U])->y);
+            *(&(target_0->result_2)[_S359 + _S398]) = _S357 * *&((&this_11->sums_0[18U])->y);
         }
-        uint _S398 = 152U + _S359;
-        if(_S398 < _S360)
+        uint _S399 = 152U + _S360;
+        if(_S399 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S398]) = _S356 * *&((&this_11->sums_0[19U])->x);
+            *(&(target_0->result_2)[_S359 + _S399]) = _S357 * *&((&this_11->sums_0[19U])->x);
         }
-        uint _S399 = _S398 + 1U;
-        if(_S399 < _S360)
+        uint _S400 = _S399 + 1U;
+        if(_S400 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S399]) = _S356 * *&((&this_11->sums_0[19U])->y);
+            *(&(target_0->result_2)[_S359 + _S400]) = _S357 * *&((&this_11->sums_0[19U])->y);
         }
-        uint _S400 = 160U + _S359;
-        if(_S400 < _S360)
+        uint _S401 = 160U + _S360;
+        if(_S401 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S400]) = _S356 * *&((&this_11->sums_0[20U])->x);
+            *(&(target_0->result_2)[_S359 + _S401]) = _S357 * *&((&this_11->sums_0[20U])->x);
         }
-        uint _S401 = _S400 + 1U;
-        if(_S401 < _S360)
+        uint _S402 = _S401 + 1U;
+        if(_S402 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S401]) = _S356 * *&((&this_11->sums_0[20U])->y);
+            *(&(target_0->result_2)[_S359 + _S402]) = _S357 * *&((&this_11->sums_0[20U])->y);
         }
-        uint _S402 = 168U + _S359;
-        if(_S402 < _S360)
+        uint _S403 = 168U + _S360;
+        if(_S403 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S402]) = _S356 * *&((&this_11->sums_0[21U])->x);
+            *(&(target_0->result_2)[_S359 + _S403]) = _S357 * *&((&this_11->sums_0[21U])->x);
         }
-        uint _S403 = _S402 + 1U;
-        if(_S403 < _S360)
+        uint _S404 = _S403 + 1U;
+        if(_S404 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S403]) = _S356 * *&((&this_11->sums_0[21U])->y);
+            *(&(target_0->result_2)[_S359 + _S404]) = _S357 * *&((&this_11->sums_0[21U])->y);
         }
-        uint _S404 = 176U + _S359;
-        if(_S404 < _S360)
+        uint _S405 = 176U + _S360;
+        if(_S405 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S404]) = _S356 * *&((&this_11->sums_0[22U])->x);
+            *(&(target_0->result_2)[_S359 + _S405]) = _S357 * *&((&this_11->sums_0[22U])->x);
         }
-        uint _S405 = _S404 + 1U;
-        if(_S405 < _S360)
+        uint _S406 = _S405 + 1U;
+        if(_S406 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S405]) = _S356 * *&((&this_11->sums_0[22U])->y);
+            *(&(target_0->result_2)[_S359 + _S406]) = _S357 * *&((&this_11->sums_0[22U])->y);
         }
-        uint _S406 = 184U + _S359;
-        if(_S406 < _S360)
+        uint _S407 = 184U + _S360;
+        if(_S407 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S406]) = _S356 * *&((&this_11->sums_0[23U])->x);
+            *(&(target_0->result_2)[_S359 + _S407]) = _S357 * *&((&this_11->sums_0[23U])->x);
         }
-        uint _S407 = _S406 + 1U;
-        if(_S407 < _S360)
+        uint _S408 = _S407 + 1U;
+        if(_S408 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S407]) = _S356 * *&((&this_11->sums_0[23U])->y);
+            *(&(target_0->result_2)[_S359 + _S408]) = _S357 * *&((&this_11->sums_0[23U])->y);
         }
-        uint _S408 = 192U + _S359;
-        if(_S408 < _S360)
+        uint _S409 = 192U + _S360;
+        if(_S409 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S408]) = _S356 * *&((&this_11->sums_0[24U])->x);
+            *(&(target_0->result_2)[_S359 + _S409]) = _S357 * *&((&this_11->sums_0[24U])->x);
         }
-        uint _S409 = _S408 + 1U;
-        if(_S409 < _S360)
+        uint _S410 = _S409 + 1U;
+        if(_S410 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S409]) = _S356 * *&((&this_11->sums_0[24U])->y);
+            *(&(target_0->result_2)[_S359 + _S410]) = _S357 * *&((&this_11->sums_0[24U])->y);
         }
-        uint _S410 = 200U + _S359;
-        if(_S410 < _S360)
+        uint _S411 = 200U + _S360;
+        if(_S411 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S410]) = _S356 * *&((&this_11->sums_0[25U])->x);
+            *(&(target_0->result_2)[_S359 + _S411]) = _S357 * *&((&this_11->sums_0[25U])->x);
         }
-        uint _S411 = _S410 + 1U;
-        if(_S411 < _S360)
+        uint _S412 = _S411 + 1U;
+        if(_S412 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S411]) = _S356 * *&((&this_11->sums_0[25U])->y);
+            *(&(target_0->result_2)[_S359 + _S412]) = _S357 * *&((&this_11->sums_0[25U])->y);
         }
-        uint _S412 = 208U + _S359;
-        if(_S412 < _S360)
+        uint _S413 = 208U + _S360;
+        if(_S413 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S412]) = _S356 * *&((&this_11->sums_0[26U])->x);
+            *(&(target_0->result_2)[_S359 + _S413]) = _S357 * *&((&this_11->sums_0[26U])->x);
         }
-        uint _S413 = _S412 + 1U;
-        if(_S413 < _S360)
+        uint _S414 = _S413 + 1U;
+        if(_S414 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S413]) = _S356 * *&((&this_11->sums_0[26U])->y);
+            *(&(target_0->result_2)[_S359 + _S414]) = _S357 * *&((&this_11->sums_0[26U])->y);
         }
-        uint _S414 = 216U + _S359;
-        if(_S414 < _S360)
+        uint _S415 = 216U + _S360;
+        if(_S415 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S414]) = _S356 * *&((&this_11->sums_0[27U])->x);
+            *(&(target_0->result_2)[_S359 + _S415]) = _S357 * *&((&this_11->sums_0[27U])->x);
         }
-        uint _S415 = _S414 + 1U;
-        if(_S415 < _S360)
+        uint _S416 = _S415 + 1U;
+        if(_S416 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S415]) = _S356 * *&((&this_11->sums_0[27U])->y);
+            *(&(target_0->result_2)[_S359 + _S416]) = _S357 * *&((&this_11->sums_0[27U])->y);
         }
-        uint _S416 = 224U + _S359;
-        if(_S416 < _S360)
+        uint _S417 = 224U + _S360;
+        if(_S417 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S416]) = _S356 * *&((&this_11->sums_0[28U])->x);
+            *(&(target_0->result_2)[_S359 + _S417]) = _S357 * *&((&this_11->sums_0[28U])->x);
         }
-        uint _S417 = _S416 + 1U;
-        if(_S417 < _S360)
+        uint _S418 = _S417 + 1U;
+        if(_S418 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S417]) = _S356 * *&((&this_11->sums_0[28U])->y);
+            *(&(target_0->result_2)[_S359 + _S418]) = _S357 * *&((&this_11->sums_0[28U])->y);
         }
-        uint _S418 = 232U + _S359;
-        if(_S418 < _S360)
+        uint _S419 = 232U + _S360;
+        if(_S419 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S418]) = _S356 * *&((&this_11->sums_0[29U])->x);
+            *(&(target_0->result_2)[_S359 + _S419]) = _S357 * *&((&this_11->sums_0[29U])->x);
         }
-        uint _S419 = _S418 + 1U;
-        if(_S419 < _S360)
+        uint _S420 = _S419 + 1U;
+        if(_S420 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S419]) = _S356 * *&((&this_11->sums_0[29U])->y);
+            *(&(target_0->result_2)[_S359 + _S420]) = _S357 * *&((&this_11->sums_0[29U])->y);
         }
-        uint _S420 = 240U + _S359;
-        if(_S420 < _S360)
+        uint _S421 = 240U + _S360;
+        if(_S421 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S420]) = _S356 * *&((&this_11->sums_0[30U])->x);
+            *(&(target_0->result_2)[_S359 + _S421]) = _S357 * *&((&this_11->sums_0[30U])->x);
         }
-        uint _S421 = _S420 + 1U;
-        if(_S421 < _S360)
+        uint _S422 = _S421 + 1U;
+        if(_S422 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S421]) = _S356 * *&((&this_11->sums_0[30U])->y);
+            *(&(target_0->result_2)[_S359 + _S422]) = _S357 * *&((&this_11->sums_0[30U])->y);
         }
-        uint _S422 = 248U + _S359;
-        if(_S422 < _S360)
+        uint _S423 = 248U + _S360;
+        if(_S423 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S422]) = _S356 * *&((&this_11->sums_0[31U])->x);
+            *(&(target_0->result_2)[_S359 + _S423]) = _S357 * *&((&this_11->sums_0[31U])->x);
         }
-        uint _S423 = _S422 + 1U;
-        if(_S423 < _S360)
+        uint _S424 = _S423 + 1U;
+        if(_S424 < _S361)
         {
-            *(&(target_0->result_2)[_S358 + _S423]) = _S356 * *&((&this_11->sums_0[31U])->y);
+            *(&(target_0->result_2)[_S359 + _S424]) = _S357 * *&((&this_11->sums_0[31U])->y);
         }
     }
-    float _S424 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
-    float total_16 = *&((&this_11->totals_0[0U])->y) + _S424;
-    float _S425 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
-    uint _S426 = _S353 + 8U + _S354 / 4U;
-    float _S427 = Target_factor_0(target_0, _S426, *&((&this_11->peaks_0[0U])->y), total_16 + _S425);
-    bool _S428 = Target_has_0(target_0, _S426);
-    if(_S428)
+    float _S425 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_16 = *&((&this_11->totals_0[0U])->y) + _S425;
+    float _S426 = (__shfl_xor_sync(0xffffffffu, (total_16), (2U)));
+    uint _S427 = _S354 + 8U + _S355 / 4U;
+    float _S428 = Target_factor_0(target_0, _S427, *&((&this_11->peaks_0[0U])->y), total_16 + _S426);
+    bool _S429 = Target_has_0(target_0, _S427);
+    if(_S429)
     {
-        uint _S429 = Target_place_0(target_0, _S426);
-        uint _S430 = _S354 % 4U * 2U;
-        uint _S431 = target_0->head_dim_1;
-        if(_S430 < (target_0->head_dim_1))
+        uint _S430 = Target_place_0(target_0, _S427);
+        uint _S431 = _S355 % 4U * 2U;
+        uint _S432 = target_0->head_dim_1;
+        if(_S431 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S429 + _S430]) = _S427 * *&((&this_11->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S430 + _S431]) = _S428 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S432 = _S430 + 1U;
-        if(_S432 < _S431)
+        uint _S433 = _S431 + 1U;
+        if(_S433 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S432]) = _S427 * *&((&this_11->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S430 + _S433]) = _S428 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S433 = 8U + _S430;
-        if(_S433 < _S431)
+        uint _S434 = 8U + _S431;
+        if(_S434 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S433]) = _S427 * *&((&this_11->sums_0[1U])->z);
+            *(&(target_0->result_2)[_S430 + _S434]) = _S428 * *&((&this_11->sums_0[1U])->z);
         }
-        uint _S434 = _S433 + 1U;
-        if(_S434 < _S431)
+        uint _S435 = _S434 + 1U;
+        if(_S435 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S434]) = _S427 * *&((&this_11->sums_0[1U])->w);
+            *(&(target_0->result_2)[_S430 + _S435]) = _S428 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S435 = 16U + _S430;
-        if(_S435 < _S431)
+        uint _S436 = 16U + _S431;
+        if(_S436 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S435]) = _S427 * *&((&this_11->sums_0[2U])->z);
+            *(&(target_0->result_2)[_S430 + _S436]) = _S428 * *&((&this_11->sums_0[2U])->z);
         }
-        uint _S436 = _S435 + 1U;
-        if(_S436 < _S431)
+        uint _S437 = _S436 + 1U;
+        if(_S437 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S436]) = _S427 * *&((&this_11->sums_0[2U])->w);
+            *(&(target_0->result_2)[_S430 + _S437]) = _S428 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S437 = 24U + _S430;
-        if(_S437 < _S431)
+        uint _S438 = 24U + _S431;
+        if(_S438 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S437]) = _S427 * *&((&this_11->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S430 + _S438]) = _S428 * *&((&this_11->sums_0[3U])->z);
         }
-        uint _S438 = _S437 + 1U;
-        if(_S438 < _S431)
+        uint _S439 = _S438 + 1U;
+        if(_S439 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S438]) = _S427 * *&((&this_11->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S430 + _S439]) = _S428 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S439 = 32U + _S430;
-        if(_S439 < _S431)
+        uint _S440 = 32U + _S431;
+        if(_S440 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S439]) = _S427 * *&((&this_11->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S430 + _S440]) = _S428 * *&((&this_11->sums_0[4U])->z);
         }
-        uint _S440 = _S439 + 1U;
-        if(_S440 < _S431)
+        uint _S441 = _S440 + 1U;
+        if(_S441 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S440]) = _S427 * *&((&this_11->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S430 + _S441]) = _S428 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S441 = 40U + _S430;
-        if(_S441 < _S431)
+        uint _S442 = 40U + _S431;
+        if(_S442 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S441]) = _S427 * *&((&this_11->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S430 + _S442]) = _S428 * *&((&this_11->sums_0[5U])->z);
         }
-        uint _S442 = _S441 + 1U;
-        if(_S442 < _S431)
+        uint _S443 = _S442 + 1U;
+        if(_S443 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S442]) = _S427 * *&((&this_11->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S430 + _S443]) = _S428 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S443 = 48U + _S430;
-        if(_S443 < _S431)
+        uint _S444 = 48U + _S431;
+        if(_S444 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S443]) = _S427 * *&((&this_11->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S430 + _S444]) = _S428 * *&((&this_11->sums_0[6U])->z);
         }
-        uint _S444 = _S443 + 1U;
-        if(_S444 < _S431)
+        uint _S445 = _S444 + 1U;
+        if(_S445 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S444]) = _S427 * *&((&this_11->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S430 + _S445]) = _S428 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S445 = 56U + _S430;
-        if(_S445 < _S431)
+        uint _S446 = 56U + _S431;
+        if(_S446 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S445]) = _S427 * *&((&this_11->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S430 + _S446]) = _S428 * *&((&this_11->sums_0[7U])->z);
         }
-        uint _S446 = _S445 + 1U;
-        if(_S446 < _S431)
+        uint _S447 = _S446 + 1U;
+        if(_S447 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S446]) = _S427 * *&((&this_11->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S430 + _S447]) = _S428 * *&((&this_11->sums_0[7U])->w);
         }
-        uint _S447 = 64U + _S430;
-        if(_S447 < _S431)
+        uint _S448 = 64U + _S431;
+        if(_S448 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S447]) = _S427 * *&((&this_11->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S430 + _S448]) = _S428 * *&((&this_11->sums_0[8U])->z);
         }
-        uint _S448 = _S447 + 1U;
-        if(_S448 < _S431)
+        uint _S449 = _S448 + 1U;
+        if(_S449 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S448]) = _S427 * *&((&this_11->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S430 + _S449]) = _S428 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S449 = 72U + _S430;
-        if(_S449 < _S431)
+        uint _S450 = 72U + _S431;
+        if(_S450 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S449]) = _S427 * *&((&this_11->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S430 + _S450]) = _S428 * *&((&this_11->sums_0[9U])->z);
         }
-        uint _S450 = _S449 + 1U;
-        if(_S450 < _S431)
+        uint _S451 = _S450 + 1U;
+        if(_S451 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S450]) = _S427 * *&((&this_11->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S430 + _S451]) = _S428 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S451 = 80U + _S430;
-        if(_S451 < _S431)
+        uint _S452 = 80U + _S431;
+        if(_S452 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S451]) = _S427 * *&((&this_11->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S430 + _S452]) = _S428 * *&((&this_11->sums_0[10U])->z);
         }
-        uint _S452 = _S451 + 1U;
-        if(_S452 < _S431)
+        uint _S453 = _S452 + 1U;
+        if(_S453 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S452]) = _S427 * *&((&this_11->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S430 + _S453]) = _S428 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S453 = 88U + _S430;
-        if(_S453 < _S431)
+        uint _S454 = 88U + _S431;
+        if(_S454 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S453]) = _S427 * *&((&this_11->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S430 + _S454]) = _S428 * *&((&this_11->sums_0[11U])->z);
         }
-        uint _S454 = _S453 + 1U;
-        if(_S454 < _S431)
+        uint _S455 = _S454 + 1U;
+        if(_S455 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S454]) = _S427 * *&((&this_11->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S430 + _S455]) = _S428 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S455 = 96U + _S430;
-        if(_S455 < _S431)
+        uint _S456 = 96U + _S431;
+        if(_S456 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S455]) = _S427 * *&((&this_11->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S430 + _S456]) = _S428 * *&((&this_11->sums_0[12U])->z);
         }
-        uint _S456 = _S455 + 1U;
-        if(_S456 < _S431)
+        uint _S457 = _S456 + 1U;
+        if(_S457 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S456]) = _S427 * *&((&this_11->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S430 + _S457]) = _S428 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S457 = 104U + _S430;
-        if(_S457 < _S431)
+        uint _S458 = 104U + _S431;
+        if(_S458 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S457]) = _S427 * *&((&this_11->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S430 + _S458]) = _S428 * *&((&this_11->sums_0[13U])->z);
         }
-        uint _S458 = _S457 + 1U;
-        if(_S458 < _S431)
+        uint _S459 = _S458 + 1U;
+        if(_S459 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S458]) = _S427 * *&((&this_11->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S430 + _S459]) = _S428 * *&((&this_11->sums_0[13U])->w);
         }
-        uint _S459 = 112U + _S430;
-        if(_S459 < _S431)
+        uint _S460 = 112U + _S431;
+        if(_S460 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S459]) = _S427 * *&((&this_11->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S430 + _S460]) = _S428 * *&((&this_11->sums_0[14U])->z);
         }
-        uint _S460 = _S459 + 1U;
-        if(_S460 < _S431)
+        uint _S461 = _S460 + 1U;
+        if(_S461 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S460]) = _S427 * *&((&this_11->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S430 + _S461]) = _S428 * *&((&this_11->sums_0[14U])->w);
         }
-        uint _S461 = 120U + _S430;
-        if(_S461 < _S431)
+        uint _S462 = 120U + _S431;
+        if(_S462 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S461]) = _S427 * *&((&this_11->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S430 + _S462]) = _S428 * *&((&this_11->sums_0[15U])->z);
         }
-        uint _S462 = _S461 + 1U;
-        if(_S462 < _S431)
+        uint _S463 = _S462 + 1U;
+        if(_S463 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S462]) = _S427 * *&((&this_11->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S430 + _S463]) = _S428 * *&((&this_11->sums_0[15U])->w);
         }
-        uint _S463 = 128U + _S430;
-        if(_S463 < _S431)
+        uint _S464 = 128U + _S431;
+        if(_S464 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S463]) = _S427 * *&((&this_11->sums_0[16U])->z);
+            *(&(target_0->result_2)[_S430 + _S464]) = _S428 * *&((&this_11->sums_0[16U])->z);
         }
-        uint _S464 = _S463 + 1U;
-        if(_S464 < _S431)
+        uint _S465 = _S464 + 1U;
+        if(_S465 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S464]) = _S427 * *&((&this_11->sums_0[16U])->w);
+            *(&(target_0->result_2)[_S430 + _S465]) = _S428 * *&((&this_11->sums_0[16U])->w);
         }
-        uint _S465 = 136U + _S430;
-        if(_S465 < _S431)
+        uint _S466 = 136U + _S431;
+        if(_S466 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S465]) = _S427 * *&((&this_11->sums_0[17U])->z);
+            *(&(target_0->result_2)[_S430 + _S466]) = _S428 * *&((&this_11->sums_0[17U])->z);
         }
-        uint _S466 = _S465 + 1U;
-        if(_S466 < _S431)
+        uint _S467 = _S466 + 1U;
+        if(_S467 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S466]) = _S427 * *&((&this_11->sums_0[17U])->w);
+            *(&(target_0->result_2)[_S430 + _S467]) = _S428 * *&((&this_11->sums_0[17U])->w);
         }
-        uint _S467 = 144U + _S430;
-        if(_S467 < _S431)
+        uint _S468 = 144U + _S431;
+        if(_S468 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S467]) = _S427 * *&((&this_11->sums_0[18U])->z);
+            *(&(target_0->result_2)[_S430 + _S468]) = _S428 * *&((&this_11->sums_0[18U])->z);
         }
-        uint _S468 = _S467 + 1U;
-        if(_S468 < _S431)
+        uint _S469 = _S468 + 1U;
+        if(_S469 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S468]) = _S427 * *&((&this_11->sums_0[18U])->w);
+            *(&(target_0->result_2)[_S430 + _S469]) = _S428 * *&((&this_11->sums_0[18U])->w);
         }
-        uint _S469 = 152U + _S430;
-        if(_S469 < _S431)
+        uint _S470 = 152U + _S431;
+        if(_S470 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S469]) = _S427 * *&((&this_11->sums_0[19U])->z);
+            *(&(target_0->result_2)[_S430 + _S470]) = _S428 * *&((&this_11->sums_0[19U])->z);
         }
-        uint _S470 = _S469 + 1U;
-        if(_S470 < _S431)
+        uint _S471 = _S470 + 1U;
+        if(_S471 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S470]) = _S427 * *&((&this_11->sums_0[19U])->w);
+            *(&(target_0->result_2)[_S430 + _S471]) = _S428 * *&((&this_11->sums_0[19U])->w);
         }
-        uint _S471 = 160U + _S430;
-        if(_S471 < _S431)
+        uint _S472 = 160U + _S431;
+        if(_S472 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S471]) = _S427 * *&((&this_11->sums_0[20U])->z);
+            *(&(target_0->result_2)[_S430 + _S472]) = _S428 * *&((&this_11->sums_0[20U])->z);
         }
-        uint _S472 = _S471 + 1U;
-        if(_S472 < _S431)
+        uint _S473 = _S472 + 1U;
+        if(_S473 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S472]) = _S427 * *&((&this_11->sums_0[20U])->w);
+            *(&(target_0->result_2)[_S430 + _S473]) = _S428 * *&((&this_11->sums_0[20U])->w);
         }
-        uint _S473 = 168U + _S430;
-        if(_S473 < _S431)
+        uint _S474 = 168U + _S431;
+        if(_S474 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S473]) = _S427 * *&((&this_11->sums_0[21U])->z);
+            *(&(target_0->result_2)[_S430 + _S474]) = _S428 * *&((&this_11->sums_0[21U])->z);
         }
-        uint _S474 = _S473 + 1U;
-        if(_S474 < _S431)
+        uint _S475 = _S474 + 1U;
+        if(_S475 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S474]) = _S427 * *&((&this_11->sums_0[21U])->w);
+            *(&(target_0->result_2)[_S430 + _S475]) = _S428 * *&((&this_11->sums_0[21U])->w);
         }
-        uint _S475 = 176U + _S430;
-        if(_S475 < _S431)
+        uint _S476 = 176U + _S431;
+        if(_S476 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S475]) = _S427 * *&((&this_11->sums_0[22U])->z);
+            *(&(target_0->result_2)[_S430 + _S476]) = _S428 * *&((&this_11->sums_0[22U])->z);
         }
-        uint _S476 = _S475 + 1U;
-        if(_S476 < _S431)
+        uint _S477 = _S476 + 1U;
+        if(_S477 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S476]) = _S427 * *&((&this_11->sums_0[22U])->w);
+            *(&(target_0->result_2)[_S430 + _S477]) = _S428 * *&((&this_11->sums_0[22U])->w);
         }
-        uint _S477 = 184U + _S430;
-        if(_S477 < _S431)
+        uint _S478 = 184U + _S431;
+        if(_S478 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S477]) = _S427 * *&((&this_11->sums_0[23U])->z);
+            *(&(target_0->result_2)[_S430 + _S478]) = _S428 * *&((&this_11->sums_0[23U])->z);
         }
-        uint _S478 = _S477 + 1U;
-        if(_S478 < _S431)
+        uint _S479 = _S478 + 1U;
+        if(_S479 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S478]) = _S427 * *&((&this_11->sums_0[23U])->w);
+            *(&(target_0->result_2)[_S430 + _S479]) = _S428 * *&((&this_11->sums_0[23U])->w);
         }
-        uint _S479 = 192U + _S430;
-        if(_S479 < _S431)
+        uint _S480 = 192U + _S431;
+        if(_S480 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S479]) = _S427 * *&((&this_11->sums_0[24U])->z);
+            *(&(target_0->result_2)[_S430 + _S480]) = _S428 * *&((&this_11->sums_0[24U])->z);
         }
-        uint _S480 = _S479 + 1U;
-        if(_S480 < _S431)
+        uint _S481 = _S480 + 1U;
+        if(_S481 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S480]) = _S427 * *&((&this_11->sums_0[24U])->w);
+            *(&(target_0->result_2)[_S430 + _S481]) = _S428 * *&((&this_11->sums_0[24U])->w);
         }
-        uint _S481 = 200U + _S430;
-        if(_S481 < _S431)
+        uint _S482 = 200U + _S431;
+        if(_S482 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S481]) = _S427 * *&((&this_11->sums_0[25U])->z);
+            *(&(target_0->result_2)[_S430 + _S482]) = _S428 * *&((&this_11->sums_0[25U])->z);
         }
-        uint _S482 = _S481 + 1U;
-        if(_S482 < _S431)
+        uint _S483 = _S482 + 1U;
+        if(_S483 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S482]) = _S427 * *&((&this_11->sums_0[25U])->w);
+            *(&(target_0->result_2)[_S430 + _S483]) = _S428 * *&((&this_11->sums_0[25U])->w);
         }
-        uint _S483 = 208U + _S430;
-        if(_S483 < _S431)
+        uint _S484 = 208U + _S431;
+        if(_S484 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S483]) = _S427 * *&((&this_11->sums_0[26U])->z);
+            *(&(target_0->result_2)[_S430 + _S484]) = _S428 * *&((&this_11->sums_0[26U])->z);
         }
-        uint _S484 = _S483 + 1U;
-        if(_S484 < _S431)
+        uint _S485 = _S484 + 1U;
+        if(_S485 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S484]) = _S427 * *&((&this_11->sums_0[26U])->w);
+            *(&(target_0->result_2)[_S430 + _S485]) = _S428 * *&((&this_11->sums_0[26U])->w);
         }
-        uint _S485 = 216U + _S430;
-        if(_S485 < _S431)
+        uint _S486 = 216U + _S431;
+        if(_S486 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S485]) = _S427 * *&((&this_11->sums_0[27U])->z);
+            *(&(target_0->result_2)[_S430 + _S486]) = _S428 * *&((&this_11->sums_0[27U])->z);
         }
-        uint _S486 = _S485 + 1U;
-        if(_S486 < _S431)
+        uint _S487 = _S486 + 1U;
+        if(_S487 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S486]) = _S427 * *&((&this_11->sums_0[27U])->w);
+            *(&(target_0->result_2)[_S430 + _S487]) = _S428 * *&((&this_11->sums_0[27U])->w);
         }
-        uint _S487 = 224U + _S430;
-        if(_S487 < _S431)
+        uint _S488 = 224U + _S431;
+        if(_S488 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S487]) = _S427 * *&((&this_11->sums_0[28U])->z);
+            *(&(target_0->result_2)[_S430 + _S488]) = _S428 * *&((&this_11->sums_0[28U])->z);
         }
-        uint _S488 = _S487 + 1U;
-        if(_S488 < _S431)
+        uint _S489 = _S488 + 1U;
+        if(_S489 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S488]) = _S427 * *&((&this_11->sums_0[28U])->w);
+            *(&(target_0->result_2)[_S430 + _S489]) = _S428 * *&((&this_11->sums_0[28U])->w);
         }
-        uint _S489 = 232U + _S430;
-        if(_S489 < _S431)
+        uint _S490 = 232U + _S431;
+        if(_S490 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S489]) = _S427 * *&((&this_11->sums_0[29U])->z);
+            *(&(target_0->result_2)[_S430 + _S490]) = _S428 * *&((&this_11->sums_0[29U])->z);
         }
-        uint _S490 = _S489 + 1U;
-        if(_S490 < _S431)
+        uint _S491 = _S490 + 1U;
+        if(_S491 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S490]) = _S427 * *&((&this_11->sums_0[29U])->w);
+            *(&(target_0->result_2)[_S430 + _S491]) = _S428 * *&((&this_11->sums_0[29U])->w);
         }
-        uint _S491 = 240U + _S430;
-        if(_S491 < _S431)
+        uint _S492 = 240U + _S431;
+        if(_S492 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S491]) = _S427 * *&((&this_11->sums_0[30U])->z);
+            *(&(target_0->result_2)[_S430 + _S492]) = _S428 * *&((&this_11->sums_0[30U])->z);
         }
-        uint _S492 = _S491 + 1U;
-        if(_S492 < _S431)
+        uint _S493 = _S492 + 1U;
+        if(_S493 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S492]) = _S427 * *&((&this_11->sums_0[30U])->w);
+            *(&(target_0->result_2)[_S430 + _S493]) = _S428 * *&((&this_11->sums_0[30U])->w);
         }
-        uint _S493 = 248U + _S430;
-        if(_S493 < _S431)
+        uint _S494 = 248U + _S431;
+        if(_S494 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S493]) = _S427 * *&((&this_11->sums_0[31U])->z);
+            *(&(target_0->result_2)[_S430 + _S494]) = _S428 * *&((&this_11->sums_0[31U])->z);
         }
-        uint _S494 = _S493 + 1U;
-        if(_S494 < _S431)
+        uint _S495 = _S494 + 1U;
+        if(_S495 < _S432)
         {
-            *(&(target_0->result_2)[_S429 + _S494]) = _S427 * *&((&this_11->sums_0[31U])->w);
+            *(&(target_0->result_2)[_S430 + _S495]) = _S428 * *&((&this_11->sums_0[31U])->w);
         }
     }
     return;
@@ -1988,36 +1994,36 @@ __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 
 __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_3, MatrixAttentionParams_0 * p_0)
 {
-    bool _S495;
     bool _S496;
     bool _S497;
-    uint _S498 = p_0->kv_heads_0;
-    uint _S499 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S500 = (U32_min((_S499), (64U)));
-    uint _S501 = 64U / _S500;
-    uint _S502 = (_S499 + 64U - 1U) / 64U;
-    uint _S503 = _S498 * _S502;
-    uint _S504 = p_0->batch_offset_0;
-    uint _S505 = p_0->batch_row_0;
-    uint _S506 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S507 = (_S506 + _S501 - 1U) / _S501;
-    uint _S508 = group_number_0(group_1);
-    if(_S508 >= (_S507 * _S503))
+    bool _S498;
+    uint _S499 = p_0->kv_heads_0;
+    uint _S500 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S501 = (U32_min((_S500), (64U)));
+    uint _S502 = 64U / _S501;
+    uint _S503 = (_S500 + 64U - 1U) / 64U;
+    uint _S504 = _S499 * _S503;
+    uint _S505 = p_0->batch_offset_0;
+    uint _S506 = p_0->batch_row_0;
+    uint _S507 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S508 = (_S507 + _S502 - 1U) / _S502;
+    uint _S509 = group_number_0(group_1);
+    if(_S509 >= (_S508 * _S504))
     {
         return;
     }
-    uint _S509 = _S508 % _S503;
-    uint _S510 = _S507 - 1U;
-    uint _S511 = _S508 / _S503;
-    uint _S512 = (_S510 - _S511) * _S501;
-    uint _S513 = (U32_min((_S512 + _S501), (_S506)));
-    uint _S514 = _S509 / _S502;
-    uint _S515 = _S514 * _S499;
-    uint _S516 = _S509 % _S502;
-    uint _S517 = _S515 + _S516 * 64U;
-    uint _S518 = (_S514 + 1U) * _S499;
-    uint _S519 = p_0->head_dim_0;
-    uint _S520 = _S498 * p_0->head_dim_0;
+    uint _S510 = _S509 % _S504;
+    uint _S511 = _S508 - 1U;
+    uint _S512 = _S509 / _S504;
+    uint _S513 = (_S511 - _S512) * _S502;
+    uint _S514 = (U32_min((_S513 + _S502), (_S507)));
+    uint _S515 = _S510 / _S503;
+    uint _S516 = _S515 * _S500;
+    uint _S517 = _S510 % _S503;
+    uint _S518 = _S516 + _S517 * 64U;
+    uint _S519 = (_S515 + 1U) * _S500;
+    uint _S520 = p_0->head_dim_0;
+    uint _S521 = _S499 * p_0->head_dim_0;
     uint i_2 = thread_1;
     for(;;)
     {
@@ -2028,23 +2034,14 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S521 = i_2 / 32U;
-        uint _S522 = i_2 % 32U;
-        int4  _S523 = make_int4 (int(0));
-        uint4  _S524 = make_uint4 ((uint)_S523.x, (uint)_S523.y, (uint)_S523.z, (uint)_S523.w);
-        if(_S521 < (_S501 * _S500))
+        uint _S522 = i_2 / 32U;
+        uint _S523 = i_2 % 32U;
+        int4  _S524 = make_int4 (int(0));
+        uint4  _S525 = make_uint4 ((uint)_S524.x, (uint)_S524.y, (uint)_S524.z, (uint)_S524.w);
+        if(_S522 < (_S502 * _S501))
         {
-            uint _S525 = _S521 / _S500;
-            _S495 = (_S512 + _S525) < _S513;
-        }
-        else
-        {
-            _S495 = false;
-        }
-        if(_S495)
-        {
-            uint _S526 = _S521 % _S500;
-            _S496 = (_S517 + _S526) < _S518;
+            uint _S526 = _S522 / _S501;
+            _S496 = (_S513 + _S526) < _S514;
         }
         else
         {
@@ -2052,132 +2049,141 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         }
         if(_S496)
         {
-            _S497 = (8U * _S522) < _S519;
+            uint _S527 = _S522 % _S501;
+            _S497 = (_S518 + _S527) < _S519;
         }
         else
         {
             _S497 = false;
         }
-        uint4  halves_1;
         if(_S497)
         {
-            uint _S527 = p_0->q_offset_0;
-            uint _S528 = _S521 / _S500;
-            uint _S529 = _S527 + (_S512 + _S528) * p_0->q_stride_0;
-            uint _S530 = _S521 % _S500;
-            uint _S531 = (_S529 + (_S517 + _S530) * _S519) / 4U + 2U * _S522;
-            float _S532 = 1.4426950216293335f * p_0->scale_4;
-            float4  _S533 = __ldg((&(q_0)[_S531]));
-            float4  _S534 = make_float4 (-65504.0f);
-            float4  _S535 = make_float4 (65504.0f);
-            float4  _S536 = clamp_0(make_float4 (_S532) * _S533, _S534, _S535);
-            float4  _S537 = __ldg((&(q_0)[_S531 + 1U]));
-            uint4  _S538 = eight_halves_0(_S536, clamp_0(make_float4 (_S532) * _S537, _S534, _S535));
-            halves_1 = _S538;
+            _S498 = (8U * _S523) < _S520;
         }
         else
         {
-            halves_1 = _S524;
+            _S498 = false;
         }
-        put_0(_S521 * 33U + _S522, halves_1);
+        uint4  halves_1;
+        if(_S498)
+        {
+            uint _S528 = p_0->q_offset_0;
+            uint _S529 = _S522 / _S501;
+            uint _S530 = _S528 + (_S513 + _S529) * p_0->q_stride_0;
+            uint _S531 = _S522 % _S501;
+            uint _S532 = (_S530 + (_S518 + _S531) * _S520) / 4U + 2U * _S523;
+            float _S533 = 1.4426950216293335f * p_0->scale_4;
+            float4  _S534 = __ldg((&(q_0)[_S532]));
+            float4  _S535 = make_float4 (-65504.0f);
+            float4  _S536 = make_float4 (65504.0f);
+            float4  _S537 = clamp_0(make_float4 (_S533) * _S534, _S535, _S536);
+            float4  _S538 = __ldg((&(q_0)[_S532 + 1U]));
+            uint4  _S539 = eight_halves_0(_S537, clamp_0(make_float4 (_S533) * _S538, _S535, _S536));
+            halves_1 = _S539;
+        }
+        else
+        {
+            halves_1 = _S525;
+        }
+        put_0(_S522 * 33U + _S523, halves_1);
         i_2 = i_2 + 128U;
     }
-    if(thread_1 < _S501)
+    if(thread_1 < _S502)
     {
-        _S495 = (_S512 + thread_1) < _S513;
+        _S496 = (_S513 + thread_1) < _S514;
     }
     else
     {
-        _S495 = false;
+        _S496 = false;
     }
-    if(_S495)
+    if(_S496)
     {
-        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S504, _S505 + _S512 + thread_1);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S505, _S506 + _S513 + thread_1);
     }
     __syncthreads();
-    uint _S539 = thread_1 % 32U;
+    uint _S540 = thread_1 % 32U;
     Attending_0 attending_0;
     Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S540 = (&attending_0)->part_1 * 32U;
-    uint _S541 = thread_1 / 32U;
-    uint _S542 = _S514 * _S519 + 8U * (U32_min((_S539), (_S519 / 8U - 1U)));
-    uint row_4 = _S512;
+    uint _S541 = (&attending_0)->part_1 * 32U;
+    uint _S542 = thread_1 / 32U;
+    uint _S543 = _S515 * _S520 + 8U * (U32_min((_S540), (_S520 / 8U - 1U)));
+    uint row_4 = _S513;
     for(;;)
     {
-        if(row_4 < _S513)
+        if(row_4 < _S514)
         {
         }
         else
         {
             break;
         }
-        uint _S543 = (*&row_sequences_0)[row_4 - _S512];
-        uint r_0 = _S539;
-        uint other_0 = _S513;
+        uint _S544 = (*&row_sequences_0)[row_4 - _S513];
+        uint r_0 = _S540;
+        uint other_0 = _S514;
         for(;;)
         {
-            if(r_0 < (_S513 - _S512))
+            if(r_0 < (_S514 - _S513))
             {
             }
             else
             {
                 break;
             }
-            uint _S544 = _S512 + r_0;
-            if(_S544 > row_4)
+            uint _S545 = _S513 + r_0;
+            if(_S545 > row_4)
             {
-                _S495 = ((*&row_sequences_0)[r_0]) != _S543;
+                _S496 = ((*&row_sequences_0)[r_0]) != _S544;
             }
             else
             {
-                _S495 = false;
+                _S496 = false;
             }
-            if(_S495)
+            if(_S496)
             {
-                other_0 = (U32_min((other_0), (_S544)));
+                other_0 = (U32_min((other_0), (_S545)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S545 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S543, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        SequenceTable_0 _S546 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S544, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
         uint begin_2;
         uint end_0;
         if(thread_1 < 64U)
         {
-            uint _S546 = thread_1 / _S500;
-            uint _S547 = _S512 + _S546;
-            if(thread_1 < (_S501 * _S500))
+            uint _S547 = thread_1 / _S501;
+            uint _S548 = _S513 + _S547;
+            if(thread_1 < (_S502 * _S501))
             {
-                _S495 = _S547 < _S513;
+                _S496 = _S548 < _S514;
             }
             else
             {
-                _S495 = false;
+                _S496 = false;
             }
-            if(_S495)
+            if(_S496)
             {
-                uint _S548 = row_position_0(batch_3, _S504, _S505 + _S547);
-                uint _S549 = first_seen_0(_S548, p_0->window_0);
-                if(_S547 >= row_4)
+                uint _S549 = row_position_0(batch_3, _S505, _S506 + _S548);
+                uint _S550 = first_seen_0(_S549, p_0->window_0);
+                if(_S548 >= row_4)
                 {
-                    _S496 = _S547 < row_5;
+                    _S497 = _S548 < row_5;
                 }
                 else
                 {
-                    _S496 = false;
+                    _S497 = false;
                 }
-                if(_S496)
+                if(_S497)
                 {
-                    SequenceTable_0 _S550 = _S545;
-                    uint _S551 = SequenceTable_end_of_0(&_S550, _S548);
-                    i_2 = _S551;
+                    SequenceTable_0 _S551 = _S546;
+                    uint _S552 = SequenceTable_end_of_0(&_S551, _S549);
+                    i_2 = _S552;
                 }
                 else
                 {
                     i_2 = 0U;
                 }
-                begin_2 = _S549;
+                begin_2 = _S550;
                 end_0 = i_2;
             }
             else
@@ -2188,72 +2194,72 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S552 = shown_0(_S539);
-        uint _S553 = _S552.x;
-        uint _S554 = _S552.y;
-        if(_S553 < _S554)
+        uint2  _S553 = shown_0(_S540);
+        uint _S554 = _S553.x;
+        uint _S555 = _S553.y;
+        if(_S554 < _S555)
         {
-            _S495 = _S554 != 4294967295U;
+            _S496 = _S555 != 4294967295U;
         }
         else
         {
-            _S495 = false;
+            _S496 = false;
         }
-        if(_S495)
+        if(_S496)
         {
-            uint _S555 = (U32_max((0U), (_S554)));
-            begin_2 = (U32_min((4294967295U), (_S553)));
-            end_0 = _S555;
+            uint _S556 = (U32_max((0U), (_S555)));
+            begin_2 = (U32_min((4294967295U), (_S554)));
+            end_0 = _S556;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S556 = (U32_max((0U), (_S553)));
-        uint _S557 = (U32_min((4294967295U), (_S554)));
-        uint2  _S558 = shown_0(32U + _S539);
-        uint _S559 = _S558.x;
-        uint _S560 = _S558.y;
-        if(_S559 < _S560)
+        uint _S557 = (U32_max((0U), (_S554)));
+        uint _S558 = (U32_min((4294967295U), (_S555)));
+        uint2  _S559 = shown_0(32U + _S540);
+        uint _S560 = _S559.x;
+        uint _S561 = _S559.y;
+        if(_S560 < _S561)
         {
-            _S496 = _S560 != 4294967295U;
+            _S497 = _S561 != 4294967295U;
         }
         else
         {
-            _S496 = false;
+            _S497 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S496)
+        if(_S497)
         {
-            uint _S561 = (U32_max((end_0), (_S560)));
-            begin_3 = (U32_min((begin_2), (_S559)));
-            end_1 = _S561;
+            uint _S562 = (U32_max((end_0), (_S561)));
+            begin_3 = (U32_min((begin_2), (_S560)));
+            end_1 = _S562;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S562 = (U32_max((_S556), (_S559)));
-        uint _S563 = (U32_min((_S557), (_S560)));
+        uint _S563 = (U32_max((_S557), (_S560)));
+        uint _S564 = (U32_min((_S558), (_S561)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S564 = (__reduce_max_sync(0xffffffffu, (_S562)));
-        uint _S565 = (__reduce_min_sync(0xffffffffu, (_S563)));
+        uint _S565 = (__reduce_max_sync(0xffffffffu, (_S563)));
+        uint _S566 = (__reduce_min_sync(0xffffffffu, (_S564)));
         if(begin_4 < end_2)
         {
             if(thread_1 < 32U)
             {
-                uint _S566 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S567 = _S545;
-                uint _S568 = SequenceTable_slot_0(&_S567, sequences_2, _S566);
-                (*&slots_0)[thread_1] = _S568;
+                uint _S567 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S568 = _S546;
+                uint _S569 = SequenceTable_slot_0(&_S568, sequences_2, _S567);
+                (*&slots_0)[thread_1] = _S569;
             }
             __syncthreads();
-            Parts_0 _S569 = load_0(k_pages_0, p_0->k_pages_offset_0, _S520, _S542, 0U, _S541);
-            Parts_store_0(&_S569, 0U, _S541, _S539);
+            Parts_0 _S570 = load_0(k_pages_0, p_0->k_pages_offset_0, _S521, _S543, 0U, _S542);
+            Parts_store_0(&_S570, 0U, _S542, _S540);
         }
         __syncthreads();
         uint at_4 = begin_4;
@@ -2267,82 +2273,82 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S570 = 1U - now_0;
-            if(at_4 < _S564)
+            uint _S571 = 1U - now_0;
+            if(at_4 < _S565)
             {
-                _S497 = true;
+                _S498 = true;
             }
             else
             {
-                _S497 = (at_4 + 32U) > _S565;
+                _S498 = (at_4 + 32U) > _S566;
             }
-            Parts_0 _S571 = load_0(v_pages_0, p_0->v_pages_offset_0, _S520, _S542, now_0 * 32U, _S541);
-            bool _S572 = thread_1 < 32U;
+            Parts_0 _S572 = load_0(v_pages_0, p_0->v_pages_offset_0, _S521, _S543, now_0 * 32U, _S542);
+            bool _S573 = thread_1 < 32U;
             uint slot_2;
-            if(_S572)
+            if(_S573)
             {
-                uint _S573 = (U32_min((at_4 + 32U + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S574 = _S545;
-                uint _S575 = SequenceTable_slot_0(&_S574, sequences_2, _S573);
-                slot_2 = _S575;
+                uint _S574 = (U32_min((at_4 + 32U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S575 = _S546;
+                uint _S576 = SequenceTable_slot_0(&_S575, sequences_2, _S574);
+                slot_2 = _S576;
             }
             else
             {
                 slot_2 = 0U;
             }
-            uint _S576 = _S540 * 33U;
-            Attending_score_0(&attending_0, _S576);
-            Parts_0 _S577 = _S571;
-            Parts_store_0(&_S577, 1056U, _S541, _S539);
-            if(_S572)
+            uint _S577 = _S541 * 33U;
+            Attending_score_0(&attending_0, _S577);
+            Parts_0 _S578 = _S572;
+            Parts_store_0(&_S578, 1056U, _S542, _S540);
+            if(_S573)
             {
-                (*&slots_0)[_S570 * 32U + thread_1] = slot_2;
+                (*&slots_0)[_S571 * 32U + thread_1] = slot_2;
             }
             __syncthreads();
-            Parts_0 _S578 = load_0(k_pages_0, p_0->k_pages_offset_0, _S520, _S542, _S570 * 32U, _S541);
-            Attending_weigh_0(&attending_0, at_4 + _S540, _S497);
-            Attending_add_0(&attending_0, 1056U + _S576);
-            Parts_0 _S579 = _S578;
-            Parts_store_0(&_S579, 0U, _S541, _S539);
+            Parts_0 _S579 = load_0(k_pages_0, p_0->k_pages_offset_0, _S521, _S543, _S571 * 32U, _S542);
+            Attending_weigh_0(&attending_0, at_4 + _S541, _S498);
+            Attending_add_0(&attending_0, 1056U + _S577);
+            Parts_0 _S580 = _S579;
+            Parts_store_0(&_S580, 0U, _S542, _S540);
             __syncthreads();
             at_4 = at_4 + 32U;
-            now_0 = _S570;
+            now_0 = _S571;
         }
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_3;
-    uint _S580 = p_0->sinks_offset_0;
+    uint _S581 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_2 = 4294967295U;
     }
     else
     {
-        i_2 = _S580 + _S517;
+        i_2 = _S581 + _S518;
     }
     (&target_1)->sinks_at_0 = i_2;
-    (&target_1)->at_3 = p_0->out_offset_0 + _S512 * p_0->out_stride_0 + _S517 * _S519;
+    (&target_1)->at_3 = p_0->out_offset_0 + _S513 * p_0->out_stride_0 + _S518 * _S520;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S519;
-    (&target_1)->heads_1 = _S500;
-    (&target_1)->rows_3 = _S513 - _S512;
-    (&target_1)->last_0 = _S518 - _S517;
+    (&target_1)->head_dim_1 = _S520;
+    (&target_1)->heads_1 = _S501;
+    (&target_1)->rows_3 = _S514 - _S513;
+    (&target_1)->last_0 = _S519 - _S518;
     Attending_join_0(&attending_0);
     if(((&attending_0)->part_1) == 0U)
     {
-        Attending_0 _S581 = attending_0;
-        Target_0 _S582 = target_1;
-        Attending_write_0(&_S581, &_S582);
+        Attending_0 _S582 = attending_0;
+        Target_0 _S583 = target_1;
+        Attending_write_0(&_S582, &_S583);
     }
     return;
 }
 
 extern "C" __global__ void matrix256_prefill_attention_q8_0(StructuredBuffer<float4 > q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_4, MatrixAttentionParams_0 p_1)
 {
-    uint _S583 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S584 = p_1;
-    attend_0(blockIdx, _S583, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S584);
+    uint _S584 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S585 = p_1;
+    attend_0(blockIdx, _S584, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_4, &_S585);
     return;
 }

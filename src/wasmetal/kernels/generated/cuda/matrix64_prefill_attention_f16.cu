@@ -196,21 +196,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S6 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S6;
+}
+
 __device__ uint4  eight_halves_1(float4  a_0, float4  b_0)
 {
-    uint _S6 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S7 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S8 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S9 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S6, _S7, _S8, _S9);
+    uint _S7 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S8 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S9 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S10 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S7, _S8, _S9, _S10);
 }
 
 __device__ __shared__ FixedArray<uint, 64>  row_sequences_0;
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_2)
 {
-    uint _S10 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_2]));
-    return _S10;
+    uint _S11 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_2]));
+    return _S11;
 }
 
 struct Attending_0
@@ -228,54 +234,54 @@ struct Attending_0
 
 __device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S11 = thread_0 % 32U;
-    this_1->lane_0 = _S11;
-    uint _S12 = thread_0 / 32U;
-    this_1->subgroup_0 = _S12;
-    uint _S13 = _S12 % 2U * 32U;
-    this_1->own_0 = _S13;
-    this_1->part_0 = _S12 / 2U;
-    uint4  _S14 = (wasmetal_load_four((&(*&tiles_0)[(_S13 + _S11 % 16U) * 9U + _S11 / 16U])));
-    this_1->queries_0[0U] = _S14;
-    uint4  _S15 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
-    this_1->queries_0[1U] = _S15;
-    uint4  _S16 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
-    this_1->queries_0[2U] = _S16;
-    uint4  _S17 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
-    this_1->queries_0[3U] = _S17;
-    float2  _S18 = make_float2 (-3.4028234663852886e+38f);
-    this_1->peaks_0[0U] = _S18;
-    int2  _S19 = make_int2 (int(0));
-    float2  _S20 = make_float2 ((float)_S19.x, (float)_S19.y);
-    this_1->totals_0[0U] = _S20;
-    uint4  _S21 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + this_1->lane_0 / 16U])));
-    this_1->queries_0[4U] = _S21;
-    uint4  _S22 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
-    this_1->queries_0[5U] = _S22;
-    uint4  _S23 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
-    this_1->queries_0[6U] = _S23;
-    uint4  _S24 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
-    this_1->queries_0[7U] = _S24;
-    this_1->peaks_0[1U] = _S18;
-    this_1->totals_0[1U] = _S20;
-    int4  _S25 = make_int4 (int(0));
-    float4  _S26 = make_float4 ((float)_S25.x, (float)_S25.y, (float)_S25.z, (float)_S25.w);
-    this_1->sums_0[0U] = _S26;
-    this_1->sums_0[1U] = _S26;
-    this_1->sums_0[2U] = _S26;
-    this_1->sums_0[3U] = _S26;
-    this_1->sums_0[4U] = _S26;
-    this_1->sums_0[5U] = _S26;
-    this_1->sums_0[6U] = _S26;
-    this_1->sums_0[7U] = _S26;
-    this_1->sums_0[8U] = _S26;
-    this_1->sums_0[9U] = _S26;
-    this_1->sums_0[10U] = _S26;
-    this_1->sums_0[11U] = _S26;
-    this_1->sums_0[12U] = _S26;
-    this_1->sums_0[13U] = _S26;
-    this_1->sums_0[14U] = _S26;
-    this_1->sums_0[15U] = _S26;
+    uint _S12 = thread_0 % 32U;
+    this_1->lane_0 = _S12;
+    uint _S13 = thread_0 / 32U;
+    this_1->subgroup_0 = _S13;
+    uint _S14 = _S13 % 2U * 32U;
+    this_1->own_0 = _S14;
+    this_1->part_0 = _S13 / 2U;
+    uint4  _S15 = (wasmetal_load_four((&(*&tiles_0)[(_S14 + _S12 % 16U) * 9U + _S12 / 16U])));
+    this_1->queries_0[0U] = _S15;
+    uint4  _S16 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S16;
+    uint4  _S17 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S17;
+    uint4  _S18 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S18;
+    float2  _S19 = make_float2 (-3.4028234663852886e+38f);
+    this_1->peaks_0[0U] = _S19;
+    int2  _S20 = make_int2 (int(0));
+    float2  _S21 = make_float2 ((float)_S20.x, (float)_S20.y);
+    this_1->totals_0[0U] = _S21;
+    uint4  _S22 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S22;
+    uint4  _S23 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S23;
+    uint4  _S24 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S24;
+    uint4  _S25 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S25;
+    this_1->peaks_0[1U] = _S19;
+    this_1->totals_0[1U] = _S21;
+    int4  _S26 = make_int4 (int(0));
+    float4  _S27 = make_float4 ((float)_S26.x, (float)_S26.y, (float)_S26.z, (float)_S26.w);
+    this_1->sums_0[0U] = _S27;
+    this_1->sums_0[1U] = _S27;
+    this_1->sums_0[2U] = _S27;
+    this_1->sums_0[3U] = _S27;
+    this_1->sums_0[4U] = _S27;
+    this_1->sums_0[5U] = _S27;
+    this_1->sums_0[6U] = _S27;
+    this_1->sums_0[7U] = _S27;
+    this_1->sums_0[8U] = _S27;
+    this_1->sums_0[9U] = _S27;
+    this_1->sums_0[10U] = _S27;
+    this_1->sums_0[11U] = _S27;
+    this_1->sums_0[12U] = _S27;
+    this_1->sums_0[13U] = _S27;
+    this_1->sums_0[14U] = _S27;
+    this_1->sums_0[15U] = _S27;
     return;
 }
 
@@ -289,64 +295,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S27;
-    (&_S27)->begin_0 = begin_1;
-    (&_S27)->page_size_1 = page_size_2;
-    (&_S27)->pages_1 = pages_2;
-    (&_S27)->length_0 = length_1;
-    return _S27;
+    SequenceTable_0 _S28;
+    (&_S28)->begin_0 = begin_1;
+    (&_S28)->page_size_1 = page_size_2;
+    (&_S28)->pages_1 = pages_2;
+    (&_S28)->length_0 = length_1;
+    return _S28;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_5, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S28 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S29 = _S28 + 1U;
-    uint _S30 = __ldg((&(sequences_0)[_S28]));
-    return SequenceTable_x24init_0(_S29, page_size_3, pages_3, (U32_min((_S30), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S29 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S30 = _S29 + 1U;
+    uint _S31 = __ldg((&(sequences_0)[_S29]));
+    return SequenceTable_x24init_0(_S30, page_size_3, pages_3, (U32_min((_S31), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_3)
 {
-    uint _S31 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
-    return _S31;
+    uint _S32 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
+    return _S32;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S32;
+    bool _S33;
     if(window_1 != 0U)
     {
-        _S32 = position_0 >= window_1;
+        _S33 = position_0 >= window_1;
     }
     else
     {
-        _S32 = false;
+        _S33 = false;
     }
-    uint _S33;
-    if(_S32)
+    uint _S34;
+    if(_S33)
     {
-        _S33 = position_0 - window_1 + 1U;
+        _S34 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S33 = 0U;
+        _S34 = 0U;
     }
-    return _S33;
+    return _S34;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S34 = this_2->length_0;
-    uint _S35;
+    uint _S35 = this_2->length_0;
+    uint _S36;
     if(position_1 < (this_2->length_0))
     {
-        _S35 = position_1 + 1U;
+        _S36 = position_1 + 1U;
     }
     else
     {
-        _S35 = _S34;
+        _S36 = _S35;
     }
-    return _S35;
+    return _S36;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -364,884 +370,884 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S36 = this_3->begin_0;
-    uint _S37 = this_3->page_size_1;
-    uint _S38 = position_2 / this_3->page_size_1;
-    uint _S39 = __ldg((&(sequences_1)[_S36 + _S38]));
-    uint _S40 = (U32_min((_S39), (this_3->pages_1 - 1U))) * _S37;
-    uint _S41 = position_2 % _S37;
-    return _S40 + _S41;
+    uint _S37 = this_3->begin_0;
+    uint _S38 = this_3->page_size_1;
+    uint _S39 = position_2 / this_3->page_size_1;
+    uint _S40 = __ldg((&(sequences_1)[_S37 + _S39]));
+    uint _S41 = (U32_min((_S40), (this_3->pages_1 - 1U))) * _S38;
+    uint _S42 = position_2 % _S38;
+    return _S41 + _S42;
 }
 
 __device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S42 = make_int4 (int(0));
-    float4  _S43 = make_float4 ((float)_S42.x, (float)_S42.y, (float)_S42.z, (float)_S42.w);
-    this_4->scores_0[0U] = _S43;
-    this_4->scores_0[1U] = _S43;
-    this_4->scores_0[2U] = _S43;
-    this_4->scores_0[3U] = _S43;
-    this_4->scores_0[4U] = _S43;
-    this_4->scores_0[5U] = _S43;
-    this_4->scores_0[6U] = _S43;
-    this_4->scores_0[7U] = _S43;
-    uint4  _S44 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S45 = uint2 {_S44.x, _S44.y};
-    float4  _S46 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S45), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S46;
-    uint2  _S47 = uint2 {_S44.z, _S44.w};
-    float4  _S48 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S47), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S48;
-    float4  _S49 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S45), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S49;
-    float4  _S50 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S47), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S50;
-    uint4  _S51 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S52 = uint2 {_S51.x, _S51.y};
-    float4  _S53 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S52), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S53;
-    uint2  _S54 = uint2 {_S51.z, _S51.w};
-    float4  _S55 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S54), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S55;
-    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S52), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S56;
-    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S54), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S57;
-    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S59 = uint2 {_S58.x, _S58.y};
-    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S59), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S60;
-    uint2  _S61 = uint2 {_S58.z, _S58.w};
-    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S61), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S62;
-    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S59), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S63;
-    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S61), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S64;
-    uint4  _S65 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S66 = uint2 {_S65.x, _S65.y};
-    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S66), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S67;
-    uint2  _S68 = uint2 {_S65.z, _S65.w};
-    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S68), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S69;
-    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S66), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S70;
-    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S68), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S71;
-    uint4  _S72 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S73 = uint2 {_S72.x, _S72.y};
-    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S73), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S74;
-    uint2  _S75 = uint2 {_S72.z, _S72.w};
-    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S75), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S76;
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S73), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S77;
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S75), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S78;
-    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S80 = uint2 {_S79.x, _S79.y};
-    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S80), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S81;
-    uint2  _S82 = uint2 {_S79.z, _S79.w};
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S82), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S83;
-    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S80), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S84;
-    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S82), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S85;
-    uint4  _S86 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S87 = uint2 {_S86.x, _S86.y};
-    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S87), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S88;
-    uint2  _S89 = uint2 {_S86.z, _S86.w};
-    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S89), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S90;
-    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S87), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S91;
-    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S89), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S92;
-    uint4  _S93 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S94 = uint2 {_S93.x, _S93.y};
-    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S94), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S95;
-    uint2  _S96 = uint2 {_S93.z, _S93.w};
-    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S96), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S97;
-    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S94), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S98;
-    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S96), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S99;
+    int4  _S43 = make_int4 (int(0));
+    float4  _S44 = make_float4 ((float)_S43.x, (float)_S43.y, (float)_S43.z, (float)_S43.w);
+    this_4->scores_0[0U] = _S44;
+    this_4->scores_0[1U] = _S44;
+    this_4->scores_0[2U] = _S44;
+    this_4->scores_0[3U] = _S44;
+    this_4->scores_0[4U] = _S44;
+    this_4->scores_0[5U] = _S44;
+    this_4->scores_0[6U] = _S44;
+    this_4->scores_0[7U] = _S44;
+    uint4  _S45 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S46 = uint2 {_S45.x, _S45.y};
+    float4  _S47 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S46), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S47;
+    uint2  _S48 = uint2 {_S45.z, _S45.w};
+    float4  _S49 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S48), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S49;
+    float4  _S50 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S46), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S50;
+    float4  _S51 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S48), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S51;
+    uint4  _S52 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S53 = uint2 {_S52.x, _S52.y};
+    float4  _S54 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S53), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S54;
+    uint2  _S55 = uint2 {_S52.z, _S52.w};
+    float4  _S56 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S55), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S56;
+    float4  _S57 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S53), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S57;
+    float4  _S58 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S55), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S58;
+    uint4  _S59 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S60 = uint2 {_S59.x, _S59.y};
+    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S60), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S61;
+    uint2  _S62 = uint2 {_S59.z, _S59.w};
+    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S62), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S63;
+    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S60), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S64;
+    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S62), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S65;
+    uint4  _S66 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S67 = uint2 {_S66.x, _S66.y};
+    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S67), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S68;
+    uint2  _S69 = uint2 {_S66.z, _S66.w};
+    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S69), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S70;
+    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S67), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S71;
+    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S69), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S72;
+    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S74 = uint2 {_S73.x, _S73.y};
+    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S74), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S75;
+    uint2  _S76 = uint2 {_S73.z, _S73.w};
+    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S76), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S77;
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S74), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S78;
+    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S76), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S79;
+    uint4  _S80 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S81 = uint2 {_S80.x, _S80.y};
+    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S81), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S82;
+    uint2  _S83 = uint2 {_S80.z, _S80.w};
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S83), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S84;
+    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S81), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S85;
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S83), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S86;
+    uint4  _S87 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S88 = uint2 {_S87.x, _S87.y};
+    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S88), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S89;
+    uint2  _S90 = uint2 {_S87.z, _S87.w};
+    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S90), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S91;
+    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S88), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S92;
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S90), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S93;
+    uint4  _S94 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S95 = uint2 {_S94.x, _S94.y};
+    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S95), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S96;
+    uint2  _S97 = uint2 {_S94.z, _S94.w};
+    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S97), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S98;
+    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S95), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S99;
+    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S97), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S100;
     return;
 }
 
 __device__ void Attending_weigh_0(Attending_0 * this_5, uint at_1, bool partly_0)
 {
-    bool _S100;
+    bool _S101;
     if(partly_0)
     {
-        uint2  _S101 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
-        uint _S102 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S103 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
-        if(_S102 < _S103)
+        uint2  _S102 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S103 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S104 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
+        if(_S103 < _S104)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S102 >= (_S101.y);
+            _S101 = _S103 >= (_S102.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S104 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S104 < _S103)
+        uint _S105 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S105 < _S104)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S104 >= (_S101.y);
+            _S101 = _S105 >= (_S102.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S105 = at_1 + 8U;
-        uint _S106 = _S105 + this_5->lane_0 % 4U * 2U;
-        if(_S106 < _S103)
+        uint _S106 = at_1 + 8U;
+        uint _S107 = _S106 + this_5->lane_0 % 4U * 2U;
+        if(_S107 < _S104)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S106 >= (_S101.y);
+            _S101 = _S107 >= (_S102.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S107 = _S105 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S107 < _S103)
+        uint _S108 = _S106 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S108 < _S104)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S107 >= (_S101.y);
+            _S101 = _S108 >= (_S102.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S108 = at_1 + 16U;
-        uint _S109 = _S108 + this_5->lane_0 % 4U * 2U;
-        if(_S109 < _S103)
+        uint _S109 = at_1 + 16U;
+        uint _S110 = _S109 + this_5->lane_0 % 4U * 2U;
+        if(_S110 < _S104)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S109 >= (_S101.y);
+            _S101 = _S110 >= (_S102.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S110 = _S108 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S110 < _S103)
+        uint _S111 = _S109 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S111 < _S104)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S110 >= (_S101.y);
+            _S101 = _S111 >= (_S102.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S111 = at_1 + 24U;
-        uint _S112 = _S111 + this_5->lane_0 % 4U * 2U;
-        if(_S112 < _S103)
+        uint _S112 = at_1 + 24U;
+        uint _S113 = _S112 + this_5->lane_0 % 4U * 2U;
+        if(_S113 < _S104)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S112 >= (_S101.y);
+            _S101 = _S113 >= (_S102.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S113 = _S111 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S113 < _S103)
+        uint _S114 = _S112 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S114 < _S104)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S113 >= (_S101.y);
+            _S101 = _S114 >= (_S102.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S114 = *&((&this_5->peaks_0[0U])->x);
-    float _S115 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S114), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S116 = (__shfl_xor_sync(0xffffffffu, (_S115), (1U)));
-    float _S117 = (F32_max((_S115), (_S116)));
-    float _S118 = (__shfl_xor_sync(0xffffffffu, (_S117), (2U)));
-    float _S119 = (F32_max((_S117), (_S118)));
-    float _S120 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S119)));
-    *&((&this_5->peaks_0[0U])->x) = _S119;
-    float _S121 = _S120 * *&((&this_5->totals_0[0U])->x);
-    float _S122 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S119)));
-    *&((&this_5->scores_0[0U])->x) = _S122;
-    float total_0 = _S121 + _S122;
-    float _S123 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S119)));
-    *&((&this_5->scores_0[0U])->y) = _S123;
-    float total_1 = total_0 + _S123;
-    float _S124 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S119)));
-    *&((&this_5->scores_0[1U])->x) = _S124;
-    float total_2 = total_1 + _S124;
-    float _S125 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S119)));
-    *&((&this_5->scores_0[1U])->y) = _S125;
-    float total_3 = total_2 + _S125;
-    float _S126 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S119)));
-    *&((&this_5->scores_0[2U])->x) = _S126;
-    float total_4 = total_3 + _S126;
-    float _S127 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S119)));
-    *&((&this_5->scores_0[2U])->y) = _S127;
-    float total_5 = total_4 + _S127;
-    float _S128 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S119)));
-    *&((&this_5->scores_0[3U])->x) = _S128;
-    float total_6 = total_5 + _S128;
-    float _S129 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S119)));
-    *&((&this_5->scores_0[3U])->y) = _S129;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S129;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S120;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S120;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S120;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S120;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S120;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S120;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S120;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S120;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S120;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S120;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S120;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S120;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S120;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S120;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S120;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S120;
+    float _S115 = *&((&this_5->peaks_0[0U])->x);
+    float _S116 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S115), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S117 = (__shfl_xor_sync(0xffffffffu, (_S116), (1U)));
+    float _S118 = (F32_max((_S116), (_S117)));
+    float _S119 = (__shfl_xor_sync(0xffffffffu, (_S118), (2U)));
+    float _S120 = (F32_max((_S118), (_S119)));
+    float _S121 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S120)));
+    *&((&this_5->peaks_0[0U])->x) = _S120;
+    float _S122 = _S121 * *&((&this_5->totals_0[0U])->x);
+    float _S123 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S120)));
+    *&((&this_5->scores_0[0U])->x) = _S123;
+    float total_0 = _S122 + _S123;
+    float _S124 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S120)));
+    *&((&this_5->scores_0[0U])->y) = _S124;
+    float total_1 = total_0 + _S124;
+    float _S125 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S120)));
+    *&((&this_5->scores_0[1U])->x) = _S125;
+    float total_2 = total_1 + _S125;
+    float _S126 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S120)));
+    *&((&this_5->scores_0[1U])->y) = _S126;
+    float total_3 = total_2 + _S126;
+    float _S127 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S120)));
+    *&((&this_5->scores_0[2U])->x) = _S127;
+    float total_4 = total_3 + _S127;
+    float _S128 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S120)));
+    *&((&this_5->scores_0[2U])->y) = _S128;
+    float total_5 = total_4 + _S128;
+    float _S129 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S120)));
+    *&((&this_5->scores_0[3U])->x) = _S129;
+    float total_6 = total_5 + _S129;
+    float _S130 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S120)));
+    *&((&this_5->scores_0[3U])->y) = _S130;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S130;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S121;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S121;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S121;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S121;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S121;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S121;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S121;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S121;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S121;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S121;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S121;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S121;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S121;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S121;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S121;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S121;
     if(partly_0)
     {
-        uint2  _S130 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
-        uint _S131 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S132 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
-        if(_S131 < _S132)
+        uint2  _S131 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S132 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S133 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S132 < _S133)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S131 >= (_S130.y);
+            _S101 = _S132 >= (_S131.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S133 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S133 < _S132)
+        uint _S134 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S134 < _S133)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S133 >= (_S130.y);
+            _S101 = _S134 >= (_S131.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S134 = at_1 + 8U;
-        uint _S135 = _S134 + this_5->lane_0 % 4U * 2U;
-        if(_S135 < _S132)
+        uint _S135 = at_1 + 8U;
+        uint _S136 = _S135 + this_5->lane_0 % 4U * 2U;
+        if(_S136 < _S133)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S135 >= (_S130.y);
+            _S101 = _S136 >= (_S131.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S136 = _S134 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S136 < _S132)
+        uint _S137 = _S135 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S137 < _S133)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S136 >= (_S130.y);
+            _S101 = _S137 >= (_S131.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S137 = at_1 + 16U;
-        uint _S138 = _S137 + this_5->lane_0 % 4U * 2U;
-        if(_S138 < _S132)
+        uint _S138 = at_1 + 16U;
+        uint _S139 = _S138 + this_5->lane_0 % 4U * 2U;
+        if(_S139 < _S133)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S138 >= (_S130.y);
+            _S101 = _S139 >= (_S131.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S139 = _S137 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S139 < _S132)
+        uint _S140 = _S138 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S140 < _S133)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S139 >= (_S130.y);
+            _S101 = _S140 >= (_S131.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S140 = at_1 + 24U;
-        uint _S141 = _S140 + this_5->lane_0 % 4U * 2U;
-        if(_S141 < _S132)
+        uint _S141 = at_1 + 24U;
+        uint _S142 = _S141 + this_5->lane_0 % 4U * 2U;
+        if(_S142 < _S133)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S141 >= (_S130.y);
+            _S101 = _S142 >= (_S131.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S142 = _S140 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S142 < _S132)
+        uint _S143 = _S141 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S143 < _S133)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S142 >= (_S130.y);
+            _S101 = _S143 >= (_S131.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S143 = *&((&this_5->peaks_0[0U])->y);
-    float _S144 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S143), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S145 = (__shfl_xor_sync(0xffffffffu, (_S144), (1U)));
-    float _S146 = (F32_max((_S144), (_S145)));
-    float _S147 = (__shfl_xor_sync(0xffffffffu, (_S146), (2U)));
-    float _S148 = (F32_max((_S146), (_S147)));
-    float _S149 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S148)));
-    *&((&this_5->peaks_0[0U])->y) = _S148;
-    float _S150 = _S149 * *&((&this_5->totals_0[0U])->y);
-    float _S151 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S148)));
-    *&((&this_5->scores_0[0U])->z) = _S151;
-    float total_7 = _S150 + _S151;
-    float _S152 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S148)));
-    *&((&this_5->scores_0[0U])->w) = _S152;
-    float total_8 = total_7 + _S152;
-    float _S153 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S148)));
-    *&((&this_5->scores_0[1U])->z) = _S153;
-    float total_9 = total_8 + _S153;
-    float _S154 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S148)));
-    *&((&this_5->scores_0[1U])->w) = _S154;
-    float total_10 = total_9 + _S154;
-    float _S155 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S148)));
-    *&((&this_5->scores_0[2U])->z) = _S155;
-    float total_11 = total_10 + _S155;
-    float _S156 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S148)));
-    *&((&this_5->scores_0[2U])->w) = _S156;
-    float total_12 = total_11 + _S156;
-    float _S157 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S148)));
-    *&((&this_5->scores_0[3U])->z) = _S157;
-    float total_13 = total_12 + _S157;
-    float _S158 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S148)));
-    *&((&this_5->scores_0[3U])->w) = _S158;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S158;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S149;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S149;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S149;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S149;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S149;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S149;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S149;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S149;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S149;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S149;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S149;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S149;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S149;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S149;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S149;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S149;
+    float _S144 = *&((&this_5->peaks_0[0U])->y);
+    float _S145 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S144), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S146 = (__shfl_xor_sync(0xffffffffu, (_S145), (1U)));
+    float _S147 = (F32_max((_S145), (_S146)));
+    float _S148 = (__shfl_xor_sync(0xffffffffu, (_S147), (2U)));
+    float _S149 = (F32_max((_S147), (_S148)));
+    float _S150 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S149)));
+    *&((&this_5->peaks_0[0U])->y) = _S149;
+    float _S151 = _S150 * *&((&this_5->totals_0[0U])->y);
+    float _S152 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S149)));
+    *&((&this_5->scores_0[0U])->z) = _S152;
+    float total_7 = _S151 + _S152;
+    float _S153 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S149)));
+    *&((&this_5->scores_0[0U])->w) = _S153;
+    float total_8 = total_7 + _S153;
+    float _S154 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S149)));
+    *&((&this_5->scores_0[1U])->z) = _S154;
+    float total_9 = total_8 + _S154;
+    float _S155 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S149)));
+    *&((&this_5->scores_0[1U])->w) = _S155;
+    float total_10 = total_9 + _S155;
+    float _S156 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S149)));
+    *&((&this_5->scores_0[2U])->z) = _S156;
+    float total_11 = total_10 + _S156;
+    float _S157 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S149)));
+    *&((&this_5->scores_0[2U])->w) = _S157;
+    float total_12 = total_11 + _S157;
+    float _S158 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S149)));
+    *&((&this_5->scores_0[3U])->z) = _S158;
+    float total_13 = total_12 + _S158;
+    float _S159 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S149)));
+    *&((&this_5->scores_0[3U])->w) = _S159;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S159;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S150;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S150;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S150;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S150;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S150;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S150;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S150;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S150;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S150;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S150;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S150;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S150;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S150;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S150;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S150;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S150;
     if(partly_0)
     {
-        uint2  _S159 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U];
-        uint _S160 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S161 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U].x;
-        if(_S160 < _S161)
+        uint2  _S160 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U];
+        uint _S161 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S162 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U].x;
+        if(_S161 < _S162)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S160 >= (_S159.y);
+            _S101 = _S161 >= (_S160.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[4U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S162 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S162 < _S161)
+        uint _S163 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S163 < _S162)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S162 >= (_S159.y);
+            _S101 = _S163 >= (_S160.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[4U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S163 = at_1 + 8U;
-        uint _S164 = _S163 + this_5->lane_0 % 4U * 2U;
-        if(_S164 < _S161)
+        uint _S164 = at_1 + 8U;
+        uint _S165 = _S164 + this_5->lane_0 % 4U * 2U;
+        if(_S165 < _S162)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S164 >= (_S159.y);
+            _S101 = _S165 >= (_S160.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[5U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S165 = _S163 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S165 < _S161)
+        uint _S166 = _S164 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S166 < _S162)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S165 >= (_S159.y);
+            _S101 = _S166 >= (_S160.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[5U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S166 = at_1 + 16U;
-        uint _S167 = _S166 + this_5->lane_0 % 4U * 2U;
-        if(_S167 < _S161)
+        uint _S167 = at_1 + 16U;
+        uint _S168 = _S167 + this_5->lane_0 % 4U * 2U;
+        if(_S168 < _S162)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S167 >= (_S159.y);
+            _S101 = _S168 >= (_S160.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[6U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S168 = _S166 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S168 < _S161)
+        uint _S169 = _S167 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S169 < _S162)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S168 >= (_S159.y);
+            _S101 = _S169 >= (_S160.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[6U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S169 = at_1 + 24U;
-        uint _S170 = _S169 + this_5->lane_0 % 4U * 2U;
-        if(_S170 < _S161)
+        uint _S170 = at_1 + 24U;
+        uint _S171 = _S170 + this_5->lane_0 % 4U * 2U;
+        if(_S171 < _S162)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S170 >= (_S159.y);
+            _S101 = _S171 >= (_S160.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[7U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S171 = _S169 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S171 < _S161)
+        uint _S172 = _S170 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S172 < _S162)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S171 >= (_S159.y);
+            _S101 = _S172 >= (_S160.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[7U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S172 = *&((&this_5->peaks_0[1U])->x);
-    float _S173 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S172), (*&((&this_5->scores_0[4U])->x))))), (*&((&this_5->scores_0[4U])->y))))), (*&((&this_5->scores_0[5U])->x))))), (*&((&this_5->scores_0[5U])->y))))), (*&((&this_5->scores_0[6U])->x))))), (*&((&this_5->scores_0[6U])->y))))), (*&((&this_5->scores_0[7U])->x))))), (*&((&this_5->scores_0[7U])->y))));
-    float _S174 = (__shfl_xor_sync(0xffffffffu, (_S173), (1U)));
-    float _S175 = (F32_max((_S173), (_S174)));
-    float _S176 = (__shfl_xor_sync(0xffffffffu, (_S175), (2U)));
-    float _S177 = (F32_max((_S175), (_S176)));
-    float _S178 = (wasmetal_power((*&((&this_5->peaks_0[1U])->x) - _S177)));
-    *&((&this_5->peaks_0[1U])->x) = _S177;
-    float _S179 = _S178 * *&((&this_5->totals_0[1U])->x);
-    float _S180 = (wasmetal_power((*&((&this_5->scores_0[4U])->x) - _S177)));
-    *&((&this_5->scores_0[4U])->x) = _S180;
-    float total_14 = _S179 + _S180;
-    float _S181 = (wasmetal_power((*&((&this_5->scores_0[4U])->y) - _S177)));
-    *&((&this_5->scores_0[4U])->y) = _S181;
-    float total_15 = total_14 + _S181;
-    float _S182 = (wasmetal_power((*&((&this_5->scores_0[5U])->x) - _S177)));
-    *&((&this_5->scores_0[5U])->x) = _S182;
-    float total_16 = total_15 + _S182;
-    float _S183 = (wasmetal_power((*&((&this_5->scores_0[5U])->y) - _S177)));
-    *&((&this_5->scores_0[5U])->y) = _S183;
-    float total_17 = total_16 + _S183;
-    float _S184 = (wasmetal_power((*&((&this_5->scores_0[6U])->x) - _S177)));
-    *&((&this_5->scores_0[6U])->x) = _S184;
-    float total_18 = total_17 + _S184;
-    float _S185 = (wasmetal_power((*&((&this_5->scores_0[6U])->y) - _S177)));
-    *&((&this_5->scores_0[6U])->y) = _S185;
-    float total_19 = total_18 + _S185;
-    float _S186 = (wasmetal_power((*&((&this_5->scores_0[7U])->x) - _S177)));
-    *&((&this_5->scores_0[7U])->x) = _S186;
-    float total_20 = total_19 + _S186;
-    float _S187 = (wasmetal_power((*&((&this_5->scores_0[7U])->y) - _S177)));
-    *&((&this_5->scores_0[7U])->y) = _S187;
-    *&((&this_5->totals_0[1U])->x) = total_20 + _S187;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S178;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S178;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S178;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S178;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S178;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S178;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S178;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S178;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S178;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S178;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S178;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S178;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S178;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S178;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S178;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S178;
+    float _S173 = *&((&this_5->peaks_0[1U])->x);
+    float _S174 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S173), (*&((&this_5->scores_0[4U])->x))))), (*&((&this_5->scores_0[4U])->y))))), (*&((&this_5->scores_0[5U])->x))))), (*&((&this_5->scores_0[5U])->y))))), (*&((&this_5->scores_0[6U])->x))))), (*&((&this_5->scores_0[6U])->y))))), (*&((&this_5->scores_0[7U])->x))))), (*&((&this_5->scores_0[7U])->y))));
+    float _S175 = (__shfl_xor_sync(0xffffffffu, (_S174), (1U)));
+    float _S176 = (F32_max((_S174), (_S175)));
+    float _S177 = (__shfl_xor_sync(0xffffffffu, (_S176), (2U)));
+    float _S178 = (F32_max((_S176), (_S177)));
+    float _S179 = (wasmetal_power((*&((&this_5->peaks_0[1U])->x) - _S178)));
+    *&((&this_5->peaks_0[1U])->x) = _S178;
+    float _S180 = _S179 * *&((&this_5->totals_0[1U])->x);
+    float _S181 = (wasmetal_power((*&((&this_5->scores_0[4U])->x) - _S178)));
+    *&((&this_5->scores_0[4U])->x) = _S181;
+    float total_14 = _S180 + _S181;
+    float _S182 = (wasmetal_power((*&((&this_5->scores_0[4U])->y) - _S178)));
+    *&((&this_5->scores_0[4U])->y) = _S182;
+    float total_15 = total_14 + _S182;
+    float _S183 = (wasmetal_power((*&((&this_5->scores_0[5U])->x) - _S178)));
+    *&((&this_5->scores_0[5U])->x) = _S183;
+    float total_16 = total_15 + _S183;
+    float _S184 = (wasmetal_power((*&((&this_5->scores_0[5U])->y) - _S178)));
+    *&((&this_5->scores_0[5U])->y) = _S184;
+    float total_17 = total_16 + _S184;
+    float _S185 = (wasmetal_power((*&((&this_5->scores_0[6U])->x) - _S178)));
+    *&((&this_5->scores_0[6U])->x) = _S185;
+    float total_18 = total_17 + _S185;
+    float _S186 = (wasmetal_power((*&((&this_5->scores_0[6U])->y) - _S178)));
+    *&((&this_5->scores_0[6U])->y) = _S186;
+    float total_19 = total_18 + _S186;
+    float _S187 = (wasmetal_power((*&((&this_5->scores_0[7U])->x) - _S178)));
+    *&((&this_5->scores_0[7U])->x) = _S187;
+    float total_20 = total_19 + _S187;
+    float _S188 = (wasmetal_power((*&((&this_5->scores_0[7U])->y) - _S178)));
+    *&((&this_5->scores_0[7U])->y) = _S188;
+    *&((&this_5->totals_0[1U])->x) = total_20 + _S188;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S179;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S179;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S179;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S179;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S179;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S179;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S179;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S179;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S179;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S179;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S179;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S179;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S179;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S179;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S179;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S179;
     if(partly_0)
     {
-        uint2  _S188 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U];
-        uint _S189 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S190 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U].x;
-        if(_S189 < _S190)
+        uint2  _S189 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U];
+        uint _S190 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S191 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U].x;
+        if(_S190 < _S191)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S189 >= (_S188.y);
+            _S101 = _S190 >= (_S189.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[4U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S191 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S191 < _S190)
+        uint _S192 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S192 < _S191)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S191 >= (_S188.y);
+            _S101 = _S192 >= (_S189.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[4U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S192 = at_1 + 8U;
-        uint _S193 = _S192 + this_5->lane_0 % 4U * 2U;
-        if(_S193 < _S190)
+        uint _S193 = at_1 + 8U;
+        uint _S194 = _S193 + this_5->lane_0 % 4U * 2U;
+        if(_S194 < _S191)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S193 >= (_S188.y);
+            _S101 = _S194 >= (_S189.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[5U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S194 = _S192 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S194 < _S190)
+        uint _S195 = _S193 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S195 < _S191)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S194 >= (_S188.y);
+            _S101 = _S195 >= (_S189.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[5U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S195 = at_1 + 16U;
-        uint _S196 = _S195 + this_5->lane_0 % 4U * 2U;
-        if(_S196 < _S190)
+        uint _S196 = at_1 + 16U;
+        uint _S197 = _S196 + this_5->lane_0 % 4U * 2U;
+        if(_S197 < _S191)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S196 >= (_S188.y);
+            _S101 = _S197 >= (_S189.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[6U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S197 = _S195 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S197 < _S190)
+        uint _S198 = _S196 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S198 < _S191)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S197 >= (_S188.y);
+            _S101 = _S198 >= (_S189.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[6U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S198 = at_1 + 24U;
-        uint _S199 = _S198 + this_5->lane_0 % 4U * 2U;
-        if(_S199 < _S190)
+        uint _S199 = at_1 + 24U;
+        uint _S200 = _S199 + this_5->lane_0 % 4U * 2U;
+        if(_S200 < _S191)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S199 >= (_S188.y);
+            _S101 = _S200 >= (_S189.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[7U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S200 = _S198 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S200 < _S190)
+        uint _S201 = _S199 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S201 < _S191)
         {
-            _S100 = true;
+            _S101 = true;
         }
         else
         {
-            _S100 = _S200 >= (_S188.y);
+            _S101 = _S201 >= (_S189.y);
         }
-        if(_S100)
+        if(_S101)
         {
             *&((&this_5->scores_0[7U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S201 = *&((&this_5->peaks_0[1U])->y);
-    float _S202 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S201), (*&((&this_5->scores_0[4U])->z))))), (*&((&this_5->scores_0[4U])->w))))), (*&((&this_5->scores_0[5U])->z))))), (*&((&this_5->scores_0[5U])->w))))), (*&((&this_5->scores_0[6U])->z))))), (*&((&this_5->scores_0[6U])->w))))), (*&((&this_5->scores_0[7U])->z))))), (*&((&this_5->scores_0[7U])->w))));
-    float _S203 = (__shfl_xor_sync(0xffffffffu, (_S202), (1U)));
-    float _S204 = (F32_max((_S202), (_S203)));
-    float _S205 = (__shfl_xor_sync(0xffffffffu, (_S204), (2U)));
-    float _S206 = (F32_max((_S204), (_S205)));
-    float _S207 = (wasmetal_power((*&((&this_5->peaks_0[1U])->y) - _S206)));
-    *&((&this_5->peaks_0[1U])->y) = _S206;
-    float _S208 = _S207 * *&((&this_5->totals_0[1U])->y);
-    float _S209 = (wasmetal_power((*&((&this_5->scores_0[4U])->z) - _S206)));
-    *&((&this_5->scores_0[4U])->z) = _S209;
-    float total_21 = _S208 + _S209;
-    float _S210 = (wasmetal_power((*&((&this_5->scores_0[4U])->w) - _S206)));
-    *&((&this_5->scores_0[4U])->w) = _S210;
-    float total_22 = total_21 + _S210;
-    float _S211 = (wasmetal_power((*&((&this_5->scores_0[5U])->z) - _S206)));
-    *&((&this_5->scores_0[5U])->z) = _S211;
-    float total_23 = total_22 + _S211;
-    float _S212 = (wasmetal_power((*&((&this_5->scores_0[5U])->w) - _S206)));
-    *&((&this_5->scores_0[5U])->w) = _S212;
-    float total_24 = total_23 + _S212;
-    float _S213 = (wasmetal_power((*&((&this_5->scores_0[6U])->z) - _S206)));
-    *&((&this_5->scores_0[6U])->z) = _S213;
-    float total_25 = total_24 + _S213;
-    float _S214 = (wasmetal_power((*&((&this_5->scores_0[6U])->w) - _S206)));
-    *&((&this_5->scores_0[6U])->w) = _S214;
-    float total_26 = total_25 + _S214;
-    float _S215 = (wasmetal_power((*&((&this_5->scores_0[7U])->z) - _S206)));
-    *&((&this_5->scores_0[7U])->z) = _S215;
-    float total_27 = total_26 + _S215;
-    float _S216 = (wasmetal_power((*&((&this_5->scores_0[7U])->w) - _S206)));
-    *&((&this_5->scores_0[7U])->w) = _S216;
-    *&((&this_5->totals_0[1U])->y) = total_27 + _S216;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S207;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S207;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S207;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S207;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S207;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S207;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S207;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S207;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S207;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S207;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S207;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S207;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S207;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S207;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S207;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S207;
+    float _S202 = *&((&this_5->peaks_0[1U])->y);
+    float _S203 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S202), (*&((&this_5->scores_0[4U])->z))))), (*&((&this_5->scores_0[4U])->w))))), (*&((&this_5->scores_0[5U])->z))))), (*&((&this_5->scores_0[5U])->w))))), (*&((&this_5->scores_0[6U])->z))))), (*&((&this_5->scores_0[6U])->w))))), (*&((&this_5->scores_0[7U])->z))))), (*&((&this_5->scores_0[7U])->w))));
+    float _S204 = (__shfl_xor_sync(0xffffffffu, (_S203), (1U)));
+    float _S205 = (F32_max((_S203), (_S204)));
+    float _S206 = (__shfl_xor_sync(0xffffffffu, (_S205), (2U)));
+    float _S207 = (F32_max((_S205), (_S206)));
+    float _S208 = (wasmetal_power((*&((&this_5->peaks_0[1U])->y) - _S207)));
+    *&((&this_5->peaks_0[1U])->y) = _S207;
+    float _S209 = _S208 * *&((&this_5->totals_0[1U])->y);
+    float _S210 = (wasmetal_power((*&((&this_5->scores_0[4U])->z) - _S207)));
+    *&((&this_5->scores_0[4U])->z) = _S210;
+    float total_21 = _S209 + _S210;
+    float _S211 = (wasmetal_power((*&((&this_5->scores_0[4U])->w) - _S207)));
+    *&((&this_5->scores_0[4U])->w) = _S211;
+    float total_22 = total_21 + _S211;
+    float _S212 = (wasmetal_power((*&((&this_5->scores_0[5U])->z) - _S207)));
+    *&((&this_5->scores_0[5U])->z) = _S212;
+    float total_23 = total_22 + _S212;
+    float _S213 = (wasmetal_power((*&((&this_5->scores_0[5U])->w) - _S207)));
+    *&((&this_5->scores_0[5U])->w) = _S213;
+    float total_24 = total_23 + _S213;
+    float _S214 = (wasmetal_power((*&((&this_5->scores_0[6U])->z) - _S207)));
+    *&((&this_5->scores_0[6U])->z) = _S214;
+    float total_25 = total_24 + _S214;
+    float _S215 = (wasmetal_power((*&((&this_5->scores_0[6U])->w) - _S207)));
+    *&((&this_5->scores_0[6U])->w) = _S215;
+    float total_26 = total_25 + _S215;
+    float _S216 = (wasmetal_power((*&((&this_5->scores_0[7U])->z) - _S207)));
+    *&((&this_5->scores_0[7U])->z) = _S216;
+    float total_27 = total_26 + _S216;
+    float _S217 = (wasmetal_power((*&((&this_5->scores_0[7U])->w) - _S207)));
+    *&((&this_5->scores_0[7U])->w) = _S217;
+    *&((&this_5->totals_0[1U])->y) = total_27 + _S217;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S208;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S208;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S208;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S208;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S208;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S208;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S208;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S208;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S208;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S208;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S208;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S208;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S208;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S208;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S208;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S208;
     return;
 }
 
 __device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
     FixedArray<uint4 , 2>  weights_0;
-    uint _S217 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S218 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S219 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S220 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S221 = make_uint4 (_S217, _S218, _S219, _S220);
-    weights_0[0U] = _S221;
-    uint _S222 = (wasmetal_as_halves((this_6->scores_0[4U].x), (this_6->scores_0[4U].y)));
-    uint _S223 = (wasmetal_as_halves((this_6->scores_0[4U].z), (this_6->scores_0[4U].w)));
-    uint _S224 = (wasmetal_as_halves((this_6->scores_0[5U].x), (this_6->scores_0[5U].y)));
-    uint _S225 = (wasmetal_as_halves((this_6->scores_0[5U].z), (this_6->scores_0[5U].w)));
-    uint4  _S226 = make_uint4 (_S222, _S223, _S224, _S225);
-    weights_0[1U] = _S226;
-    uint4  _S227 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + this_6->lane_0 / 16U])));
-    uint2  _S228 = uint2 {_S227.x, _S227.y};
-    float4  _S229 = (wasmetal_multiply_half((_S221), (_S228), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S229;
-    uint2  _S230 = uint2 {_S227.z, _S227.w};
-    float4  _S231 = (wasmetal_multiply_half((_S221), (_S230), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S231;
-    float4  _S232 = (wasmetal_multiply_half((_S226), (_S228), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S232;
-    float4  _S233 = (wasmetal_multiply_half((_S226), (_S230), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S233;
-    uint4  _S234 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 2U + this_6->lane_0 / 16U])));
-    uint2  _S235 = uint2 {_S234.x, _S234.y};
-    float4  _S236 = (wasmetal_multiply_half((_S221), (_S235), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S236;
-    uint2  _S237 = uint2 {_S234.z, _S234.w};
-    float4  _S238 = (wasmetal_multiply_half((_S221), (_S237), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S238;
-    float4  _S239 = (wasmetal_multiply_half((_S226), (_S235), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S239;
-    float4  _S240 = (wasmetal_multiply_half((_S226), (_S237), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S240;
-    uint4  _S241 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 4U + this_6->lane_0 / 16U])));
-    uint2  _S242 = uint2 {_S241.x, _S241.y};
-    float4  _S243 = (wasmetal_multiply_half((_S221), (_S242), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S243;
-    uint2  _S244 = uint2 {_S241.z, _S241.w};
-    float4  _S245 = (wasmetal_multiply_half((_S221), (_S244), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S245;
-    float4  _S246 = (wasmetal_multiply_half((_S226), (_S242), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S246;
-    float4  _S247 = (wasmetal_multiply_half((_S226), (_S244), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S247;
-    uint4  _S248 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 6U + this_6->lane_0 / 16U])));
-    uint2  _S249 = uint2 {_S248.x, _S248.y};
-    float4  _S250 = (wasmetal_multiply_half((_S221), (_S249), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S250;
-    uint2  _S251 = uint2 {_S248.z, _S248.w};
-    float4  _S252 = (wasmetal_multiply_half((_S221), (_S251), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S252;
-    float4  _S253 = (wasmetal_multiply_half((_S226), (_S249), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S253;
-    float4  _S254 = (wasmetal_multiply_half((_S226), (_S251), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S254;
+    uint _S218 = pack_halves_0(float2 {this_6->scores_0[0U].x, this_6->scores_0[0U].y});
+    uint _S219 = pack_halves_0(float2 {this_6->scores_0[0U].z, this_6->scores_0[0U].w});
+    uint _S220 = pack_halves_0(float2 {this_6->scores_0[1U].x, this_6->scores_0[1U].y});
+    uint _S221 = pack_halves_0(float2 {this_6->scores_0[1U].z, this_6->scores_0[1U].w});
+    uint4  _S222 = make_uint4 (_S218, _S219, _S220, _S221);
+    weights_0[0U] = _S222;
+    uint _S223 = pack_halves_0(float2 {this_6->scores_0[4U].x, this_6->scores_0[4U].y});
+    uint _S224 = pack_halves_0(float2 {this_6->scores_0[4U].z, this_6->scores_0[4U].w});
+    uint _S225 = pack_halves_0(float2 {this_6->scores_0[5U].x, this_6->scores_0[5U].y});
+    uint _S226 = pack_halves_0(float2 {this_6->scores_0[5U].z, this_6->scores_0[5U].w});
+    uint4  _S227 = make_uint4 (_S223, _S224, _S225, _S226);
+    weights_0[1U] = _S227;
+    uint4  _S228 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + this_6->lane_0 / 16U])));
+    uint2  _S229 = uint2 {_S228.x, _S228.y};
+    float4  _S230 = (wasmetal_multiply_half((_S222), (_S229), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S230;
+    uint2  _S231 = uint2 {_S228.z, _S228.w};
+    float4  _S232 = (wasmetal_multiply_half((_S222), (_S231), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S232;
+    float4  _S233 = (wasmetal_multiply_half((_S227), (_S229), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S233;
+    float4  _S234 = (wasmetal_multiply_half((_S227), (_S231), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S234;
+    uint4  _S235 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 2U + this_6->lane_0 / 16U])));
+    uint2  _S236 = uint2 {_S235.x, _S235.y};
+    float4  _S237 = (wasmetal_multiply_half((_S222), (_S236), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S237;
+    uint2  _S238 = uint2 {_S235.z, _S235.w};
+    float4  _S239 = (wasmetal_multiply_half((_S222), (_S238), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S239;
+    float4  _S240 = (wasmetal_multiply_half((_S227), (_S236), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S240;
+    float4  _S241 = (wasmetal_multiply_half((_S227), (_S238), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S241;
+    uint4  _S242 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 4U + this_6->lane_0 / 16U])));
+    uint2  _S243 = uint2 {_S242.x, _S242.y};
+    float4  _S244 = (wasmetal_multiply_half((_S222), (_S243), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S244;
+    uint2  _S245 = uint2 {_S242.z, _S242.w};
+    float4  _S246 = (wasmetal_multiply_half((_S222), (_S245), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S246;
+    float4  _S247 = (wasmetal_multiply_half((_S227), (_S243), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S247;
+    float4  _S248 = (wasmetal_multiply_half((_S227), (_S245), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S248;
+    uint4  _S249 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 6U + this_6->lane_0 / 16U])));
+    uint2  _S250 = uint2 {_S249.x, _S249.y};
+    float4  _S251 = (wasmetal_multiply_half((_S222), (_S250), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S251;
+    uint2  _S252 = uint2 {_S249.z, _S249.w};
+    float4  _S253 = (wasmetal_multiply_half((_S222), (_S252), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S253;
+    float4  _S254 = (wasmetal_multiply_half((_S227), (_S250), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S254;
+    float4  _S255 = (wasmetal_multiply_half((_S227), (_S252), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S255;
     FixedArray<uint4 , 2>  weights_1;
-    uint _S255 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S256 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S257 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S258 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S259 = make_uint4 (_S255, _S256, _S257, _S258);
-    weights_1[0U] = _S259;
-    uint _S260 = (wasmetal_as_halves((this_6->scores_0[6U].x), (this_6->scores_0[6U].y)));
-    uint _S261 = (wasmetal_as_halves((this_6->scores_0[6U].z), (this_6->scores_0[6U].w)));
-    uint _S262 = (wasmetal_as_halves((this_6->scores_0[7U].x), (this_6->scores_0[7U].y)));
-    uint _S263 = (wasmetal_as_halves((this_6->scores_0[7U].z), (this_6->scores_0[7U].w)));
-    uint4  _S264 = make_uint4 (_S260, _S261, _S262, _S263);
-    weights_1[1U] = _S264;
-    uint4  _S265 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + this_6->lane_0 / 16U])));
-    uint2  _S266 = uint2 {_S265.x, _S265.y};
-    float4  _S267 = (wasmetal_multiply_half((_S259), (_S266), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S267;
-    uint2  _S268 = uint2 {_S265.z, _S265.w};
-    float4  _S269 = (wasmetal_multiply_half((_S259), (_S268), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S269;
-    float4  _S270 = (wasmetal_multiply_half((_S264), (_S266), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S270;
-    float4  _S271 = (wasmetal_multiply_half((_S264), (_S268), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S271;
-    uint4  _S272 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 2U + this_6->lane_0 / 16U])));
-    uint2  _S273 = uint2 {_S272.x, _S272.y};
-    float4  _S274 = (wasmetal_multiply_half((_S259), (_S273), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S274;
-    uint2  _S275 = uint2 {_S272.z, _S272.w};
-    float4  _S276 = (wasmetal_multiply_half((_S259), (_S275), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S276;
-    float4  _S277 = (wasmetal_multiply_half((_S264), (_S273), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S277;
-    float4  _S278 = (wasmetal_multiply_half((_S264), (_S275), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S278;
-    uint4  _S279 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 4U + this_6->lane_0 / 16U])));
-    uint2  _S280 = uint2 {_S279.x, _S279.y};
-    float4  _S281 = (wasmetal_multiply_half((_S259), (_S280), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S281;
-    uint2  _S282 = uint2 {_S279.z, _S279.w};
-    float4  _S283 = (wasmetal_multiply_half((_S259), (_S282), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S283;
-    float4  _S284 = (wasmetal_multiply_half((_S264), (_S280), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S284;
-    float4  _S285 = (wasmetal_multiply_half((_S264), (_S282), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S285;
-    uint4  _S286 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 6U + this_6->lane_0 / 16U])));
-    uint2  _S287 = uint2 {_S286.x, _S286.y};
-    float4  _S288 = (wasmetal_multiply_half((_S259), (_S287), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S288;
-    uint2  _S289 = uint2 {_S286.z, _S286.w};
-    float4  _S290 = (wasmetal_multiply_half((_S259), (_S289), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S290;
-    float4  _S291 = (wasmetal_multiply_half((_S264), (_S287), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S291;
-    float4  _S292 = (wasmetal_multiply_half((_S264), (_S289), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S292;
+    uint _S256 = pack_halves_0(float2 {this_6->scores_0[2U].x, this_6->scores_0[2U].y});
+    uint _S257 = pack_halves_0(float2 {this_6->scores_0[2U].z, this_6->scores_0[2U].w});
+    uint _S258 = pack_halves_0(float2 {this_6->scores_0[3U].x, this_6->scores_0[3U].y});
+    uint _S259 = pack_halves_0(float2 {this_6->scores_0[3U].z, this_6->scores_0[3U].w});
+    uint4  _S260 = make_uint4 (_S256, _S257, _S258, _S259);
+    weights_1[0U] = _S260;
+    uint _S261 = pack_halves_0(float2 {this_6->scores_0[6U].x, this_6->scores_0[6U].y});
+    uint _S262 = pack_halves_0(float2 {this_6->scores_0[6U].z, this_6->scores_0[6U].w});
+    uint _S263 = pack_halves_0(float2 {this_6->scores_0[7U].x, this_6->scores_0[7U].y});
+    uint _S264 = pack_halves_0(float2 {this_6->scores_0[7U].z, this_6->scores_0[7U].w});
+    uint4  _S265 = make_uint4 (_S261, _S262, _S263, _S264);
+    weights_1[1U] = _S265;
+    uint4  _S266 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + this_6->lane_0 / 16U])));
+    uint2  _S267 = uint2 {_S266.x, _S266.y};
+    float4  _S268 = (wasmetal_multiply_half((_S260), (_S267), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S268;
+    uint2  _S269 = uint2 {_S266.z, _S266.w};
+    float4  _S270 = (wasmetal_multiply_half((_S260), (_S269), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S270;
+    float4  _S271 = (wasmetal_multiply_half((_S265), (_S267), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S271;
+    float4  _S272 = (wasmetal_multiply_half((_S265), (_S269), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S272;
+    uint4  _S273 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 2U + this_6->lane_0 / 16U])));
+    uint2  _S274 = uint2 {_S273.x, _S273.y};
+    float4  _S275 = (wasmetal_multiply_half((_S260), (_S274), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S275;
+    uint2  _S276 = uint2 {_S273.z, _S273.w};
+    float4  _S277 = (wasmetal_multiply_half((_S260), (_S276), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S277;
+    float4  _S278 = (wasmetal_multiply_half((_S265), (_S274), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S278;
+    float4  _S279 = (wasmetal_multiply_half((_S265), (_S276), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S279;
+    uint4  _S280 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 4U + this_6->lane_0 / 16U])));
+    uint2  _S281 = uint2 {_S280.x, _S280.y};
+    float4  _S282 = (wasmetal_multiply_half((_S260), (_S281), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S282;
+    uint2  _S283 = uint2 {_S280.z, _S280.w};
+    float4  _S284 = (wasmetal_multiply_half((_S260), (_S283), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S284;
+    float4  _S285 = (wasmetal_multiply_half((_S265), (_S281), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S285;
+    float4  _S286 = (wasmetal_multiply_half((_S265), (_S283), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S286;
+    uint4  _S287 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 6U + this_6->lane_0 / 16U])));
+    uint2  _S288 = uint2 {_S287.x, _S287.y};
+    float4  _S289 = (wasmetal_multiply_half((_S260), (_S288), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S289;
+    uint2  _S290 = uint2 {_S287.z, _S287.w};
+    float4  _S291 = (wasmetal_multiply_half((_S260), (_S290), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S291;
+    float4  _S292 = (wasmetal_multiply_half((_S265), (_S288), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S292;
+    float4  _S293 = (wasmetal_multiply_half((_S265), (_S290), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S293;
     return;
 }
 
@@ -1317,508 +1323,508 @@ __device__ float2  max_1(float2  x_5, float2  y_2)
 
 __device__ void Attending_join_0(Attending_0 * this_7)
 {
-    uint _S293 = this_7->own_0 / 32U * 576U + this_7->lane_0;
+    uint _S294 = this_7->own_0 / 32U * 576U + this_7->lane_0;
     if((this_7->part_0) != 0U)
     {
-        (*&tiles_0)[_S293] = asuint_0(make_float4 (this_7->peaks_0[0U].x, this_7->peaks_0[0U].y, this_7->totals_0[0U].x, this_7->totals_0[0U].y));
-        (*&tiles_0)[_S293 + 64U] = asuint_0(this_7->sums_0[0U]);
-        (*&tiles_0)[_S293 + 96U] = asuint_0(this_7->sums_0[1U]);
-        (*&tiles_0)[_S293 + 128U] = asuint_0(this_7->sums_0[2U]);
-        (*&tiles_0)[_S293 + 160U] = asuint_0(this_7->sums_0[3U]);
-        (*&tiles_0)[_S293 + 192U] = asuint_0(this_7->sums_0[4U]);
-        (*&tiles_0)[_S293 + 224U] = asuint_0(this_7->sums_0[5U]);
-        (*&tiles_0)[_S293 + 256U] = asuint_0(this_7->sums_0[6U]);
-        (*&tiles_0)[_S293 + 288U] = asuint_0(this_7->sums_0[7U]);
-        (*&tiles_0)[_S293 + 32U] = asuint_0(make_float4 (this_7->peaks_0[1U].x, this_7->peaks_0[1U].y, this_7->totals_0[1U].x, this_7->totals_0[1U].y));
-        (*&tiles_0)[_S293 + 320U] = asuint_0(this_7->sums_0[8U]);
-        (*&tiles_0)[_S293 + 352U] = asuint_0(this_7->sums_0[9U]);
-        (*&tiles_0)[_S293 + 384U] = asuint_0(this_7->sums_0[10U]);
-        (*&tiles_0)[_S293 + 416U] = asuint_0(this_7->sums_0[11U]);
-        (*&tiles_0)[_S293 + 448U] = asuint_0(this_7->sums_0[12U]);
-        (*&tiles_0)[_S293 + 480U] = asuint_0(this_7->sums_0[13U]);
-        (*&tiles_0)[_S293 + 512U] = asuint_0(this_7->sums_0[14U]);
-        (*&tiles_0)[_S293 + 544U] = asuint_0(this_7->sums_0[15U]);
+        (*&tiles_0)[_S294] = asuint_0(make_float4 (this_7->peaks_0[0U].x, this_7->peaks_0[0U].y, this_7->totals_0[0U].x, this_7->totals_0[0U].y));
+        (*&tiles_0)[_S294 + 64U] = asuint_0(this_7->sums_0[0U]);
+        (*&tiles_0)[_S294 + 96U] = asuint_0(this_7->sums_0[1U]);
+        (*&tiles_0)[_S294 + 128U] = asuint_0(this_7->sums_0[2U]);
+        (*&tiles_0)[_S294 + 160U] = asuint_0(this_7->sums_0[3U]);
+        (*&tiles_0)[_S294 + 192U] = asuint_0(this_7->sums_0[4U]);
+        (*&tiles_0)[_S294 + 224U] = asuint_0(this_7->sums_0[5U]);
+        (*&tiles_0)[_S294 + 256U] = asuint_0(this_7->sums_0[6U]);
+        (*&tiles_0)[_S294 + 288U] = asuint_0(this_7->sums_0[7U]);
+        (*&tiles_0)[_S294 + 32U] = asuint_0(make_float4 (this_7->peaks_0[1U].x, this_7->peaks_0[1U].y, this_7->totals_0[1U].x, this_7->totals_0[1U].y));
+        (*&tiles_0)[_S294 + 320U] = asuint_0(this_7->sums_0[8U]);
+        (*&tiles_0)[_S294 + 352U] = asuint_0(this_7->sums_0[9U]);
+        (*&tiles_0)[_S294 + 384U] = asuint_0(this_7->sums_0[10U]);
+        (*&tiles_0)[_S294 + 416U] = asuint_0(this_7->sums_0[11U]);
+        (*&tiles_0)[_S294 + 448U] = asuint_0(this_7->sums_0[12U]);
+        (*&tiles_0)[_S294 + 480U] = asuint_0(this_7->sums_0[13U]);
+        (*&tiles_0)[_S294 + 512U] = asuint_0(this_7->sums_0[14U]);
+        (*&tiles_0)[_S294 + 544U] = asuint_0(this_7->sums_0[15U]);
     }
     __syncthreads();
     if((this_7->part_0) == 0U)
     {
-        float4  _S294 = asfloat_0((*&tiles_0)[_S293]);
-        float2  _S295 = max_1(this_7->peaks_0[0U], float2 {_S294.x, _S294.y});
-        float _S296 = _S295.x;
-        float _S297 = (wasmetal_power((this_7->peaks_0[0U].x - _S296)));
-        float _S298 = _S295.y;
-        float _S299 = (wasmetal_power((this_7->peaks_0[0U].y - _S298)));
-        float2  _S300 = make_float2 (_S297, _S299);
-        float _S301 = (wasmetal_power((_S294.x - _S296)));
-        float _S302 = (wasmetal_power((_S294.y - _S298)));
-        float2  _S303 = make_float2 (_S301, _S302);
-        this_7->peaks_0[0U] = _S295;
-        this_7->totals_0[0U] = _S300 * this_7->totals_0[0U] + _S303 * float2 {_S294.z, _S294.w};
-        float4  _S304 = make_float4 (_S297, _S297, _S299, _S299);
-        float4  _S305 = make_float4 (_S301, _S301, _S302, _S302);
-        this_7->sums_0[0U] = _S304 * this_7->sums_0[0U] + _S305 * asfloat_0((*&tiles_0)[_S293 + 64U]);
-        this_7->sums_0[1U] = _S304 * this_7->sums_0[1U] + _S305 * asfloat_0((*&tiles_0)[_S293 + 96U]);
-        this_7->sums_0[2U] = _S304 * this_7->sums_0[2U] + _S305 * asfloat_0((*&tiles_0)[_S293 + 128U]);
-        this_7->sums_0[3U] = _S304 * this_7->sums_0[3U] + _S305 * asfloat_0((*&tiles_0)[_S293 + 160U]);
-        this_7->sums_0[4U] = _S304 * this_7->sums_0[4U] + _S305 * asfloat_0((*&tiles_0)[_S293 + 192U]);
-        this_7->sums_0[5U] = _S304 * this_7->sums_0[5U] + _S305 * asfloat_0((*&tiles_0)[_S293 + 224U]);
-        this_7->sums_0[6U] = _S304 * this_7->sums_0[6U] + _S305 * asfloat_0((*&tiles_0)[_S293 + 256U]);
-        this_7->sums_0[7U] = _S304 * this_7->sums_0[7U] + _S305 * asfloat_0((*&tiles_0)[_S293 + 288U]);
-        float4  _S306 = asfloat_0((*&tiles_0)[_S293 + 32U]);
-        float2  _S307 = max_1(this_7->peaks_0[1U], float2 {_S306.x, _S306.y});
-        float _S308 = _S307.x;
-        float _S309 = (wasmetal_power((this_7->peaks_0[1U].x - _S308)));
-        float _S310 = _S307.y;
-        float _S311 = (wasmetal_power((this_7->peaks_0[1U].y - _S310)));
-        float2  _S312 = make_float2 (_S309, _S311);
-        float _S313 = (wasmetal_power((_S306.x - _S308)));
-        float _S314 = (wasmetal_power((_S306.y - _S310)));
-        float2  _S315 = make_float2 (_S313, _S314);
-        this_7->peaks_0[1U] = _S307;
-        this_7->totals_0[1U] = _S312 * this_7->totals_0[1U] + _S315 * float2 {_S306.z, _S306.w};
-        float4  _S316 = make_float4 (_S309, _S309, _S311, _S311);
-        float4  _S317 = make_float4 (_S313, _S313, _S314, _S314);
-        this_7->sums_0[8U] = _S316 * this_7->sums_0[8U] + _S317 * asfloat_0((*&tiles_0)[_S293 + 320U]);
-        this_7->sums_0[9U] = _S316 * this_7->sums_0[9U] + _S317 * asfloat_0((*&tiles_0)[_S293 + 352U]);
-        this_7->sums_0[10U] = _S316 * this_7->sums_0[10U] + _S317 * asfloat_0((*&tiles_0)[_S293 + 384U]);
-        this_7->sums_0[11U] = _S316 * this_7->sums_0[11U] + _S317 * asfloat_0((*&tiles_0)[_S293 + 416U]);
-        this_7->sums_0[12U] = _S316 * this_7->sums_0[12U] + _S317 * asfloat_0((*&tiles_0)[_S293 + 448U]);
-        this_7->sums_0[13U] = _S316 * this_7->sums_0[13U] + _S317 * asfloat_0((*&tiles_0)[_S293 + 480U]);
-        this_7->sums_0[14U] = _S316 * this_7->sums_0[14U] + _S317 * asfloat_0((*&tiles_0)[_S293 + 512U]);
-        this_7->sums_0[15U] = _S316 * this_7->sums_0[15U] + _S317 * asfloat_0((*&tiles_0)[_S293 + 544U]);
+        float4  _S295 = asfloat_0((*&tiles_0)[_S294]);
+        float2  _S296 = max_1(this_7->peaks_0[0U], float2 {_S295.x, _S295.y});
+        float _S297 = _S296.x;
+        float _S298 = (wasmetal_power((this_7->peaks_0[0U].x - _S297)));
+        float _S299 = _S296.y;
+        float _S300 = (wasmetal_power((this_7->peaks_0[0U].y - _S299)));
+        float2  _S301 = make_float2 (_S298, _S300);
+        float _S302 = (wasmetal_power((_S295.x - _S297)));
+        float _S303 = (wasmetal_power((_S295.y - _S299)));
+        float2  _S304 = make_float2 (_S302, _S303);
+        this_7->peaks_0[0U] = _S296;
+        this_7->totals_0[0U] = _S301 * this_7->totals_0[0U] + _S304 * float2 {_S295.z, _S295.w};
+        float4  _S305 = make_float4 (_S298, _S298, _S300, _S300);
+        float4  _S306 = make_float4 (_S302, _S302, _S303, _S303);
+        this_7->sums_0[0U] = _S305 * this_7->sums_0[0U] + _S306 * asfloat_0((*&tiles_0)[_S294 + 64U]);
+        this_7->sums_0[1U] = _S305 * this_7->sums_0[1U] + _S306 * asfloat_0((*&tiles_0)[_S294 + 96U]);
+        this_7->sums_0[2U] = _S305 * this_7->sums_0[2U] + _S306 * asfloat_0((*&tiles_0)[_S294 + 128U]);
+        this_7->sums_0[3U] = _S305 * this_7->sums_0[3U] + _S306 * asfloat_0((*&tiles_0)[_S294 + 160U]);
+        this_7->sums_0[4U] = _S305 * this_7->sums_0[4U] + _S306 * asfloat_0((*&tiles_0)[_S294 + 192U]);
+        this_7->sums_0[5U] = _S305 * this_7->sums_0[5U] + _S306 * asfloat_0((*&tiles_0)[_S294 + 224U]);
+        this_7->sums_0[6U] = _S305 * this_7->sums_0[6U] + _S306 * asfloat_0((*&tiles_0)[_S294 + 256U]);
+        this_7->sums_0[7U] = _S305 * this_7->sums_0[7U] + _S306 * asfloat_0((*&tiles_0)[_S294 + 288U]);
+        float4  _S307 = asfloat_0((*&tiles_0)[_S294 + 32U]);
+        float2  _S308 = max_1(this_7->peaks_0[1U], float2 {_S307.x, _S307.y});
+        float _S309 = _S308.x;
+        float _S310 = (wasmetal_power((this_7->peaks_0[1U].x - _S309)));
+        float _S311 = _S308.y;
+        float _S312 = (wasmetal_power((this_7->peaks_0[1U].y - _S311)));
+        float2  _S313 = make_float2 (_S310, _S312);
+        float _S314 = (wasmetal_power((_S307.x - _S309)));
+        float _S315 = (wasmetal_power((_S307.y - _S311)));
+        float2  _S316 = make_float2 (_S314, _S315);
+        this_7->peaks_0[1U] = _S308;
+        this_7->totals_0[1U] = _S313 * this_7->totals_0[1U] + _S316 * float2 {_S307.z, _S307.w};
+        float4  _S317 = make_float4 (_S310, _S310, _S312, _S312);
+        float4  _S318 = make_float4 (_S314, _S314, _S315, _S315);
+        this_7->sums_0[8U] = _S317 * this_7->sums_0[8U] + _S318 * asfloat_0((*&tiles_0)[_S294 + 320U]);
+        this_7->sums_0[9U] = _S317 * this_7->sums_0[9U] + _S318 * asfloat_0((*&tiles_0)[_S294 + 352U]);
+        this_7->sums_0[10U] = _S317 * this_7->sums_0[10U] + _S318 * asfloat_0((*&tiles_0)[_S294 + 384U]);
+        this_7->sums_0[11U] = _S317 * this_7->sums_0[11U] + _S318 * asfloat_0((*&tiles_0)[_S294 + 416U]);
+        this_7->sums_0[12U] = _S317 * this_7->sums_0[12U] + _S318 * asfloat_0((*&tiles_0)[_S294 + 448U]);
+        this_7->sums_0[13U] = _S317 * this_7->sums_0[13U] + _S318 * asfloat_0((*&tiles_0)[_S294 + 480U]);
+        this_7->sums_0[14U] = _S317 * this_7->sums_0[14U] + _S318 * asfloat_0((*&tiles_0)[_S294 + 512U]);
+        this_7->sums_0[15U] = _S317 * this_7->sums_0[15U] + _S318 * asfloat_0((*&tiles_0)[_S294 + 544U]);
     }
     return;
 }
 
 __device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S318 = this_8->heads_1;
-    uint _S319 = query_2 / this_8->heads_1;
-    bool _S320;
-    if(_S319 < (this_8->rows_3))
+    uint _S319 = this_8->heads_1;
+    uint _S320 = query_2 / this_8->heads_1;
+    bool _S321;
+    if(_S320 < (this_8->rows_3))
     {
-        uint _S321 = query_2 % _S318;
-        _S320 = _S321 < (this_8->last_0);
+        uint _S322 = query_2 % _S319;
+        _S321 = _S322 < (this_8->last_0);
     }
     else
     {
-        _S320 = false;
+        _S321 = false;
     }
-    return _S320;
+    return _S321;
 }
 
 __device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_28)
 {
-    uint _S322 = this_9->sinks_at_0;
-    bool _S323;
+    uint _S323 = this_9->sinks_at_0;
+    bool _S324;
     if((this_9->sinks_at_0) != 4294967295U)
     {
-        bool _S324 = Target_has_0(this_9, query_3);
-        _S323 = _S324;
+        bool _S325 = Target_has_0(this_9, query_3);
+        _S324 = _S325;
     }
     else
     {
-        _S323 = false;
+        _S324 = false;
     }
-    float _S325;
-    if(_S323)
+    float _S326;
+    if(_S324)
     {
-        uint _S326 = query_3 % this_9->heads_1;
-        float _S327 = __ldg((&(this_9->sinks_0)[_S322 + _S326]));
-        _S325 = total_28 + (F32_exp2((1.4426950216293335f * _S327 - peak_0)));
+        uint _S327 = query_3 % this_9->heads_1;
+        float _S328 = __ldg((&(this_9->sinks_0)[_S323 + _S327]));
+        _S326 = total_28 + (F32_exp2((1.4426950216293335f * _S328 - peak_0)));
     }
     else
     {
-        _S325 = total_28;
+        _S326 = total_28;
     }
-    if(_S325 != 0.0f)
+    if(_S326 != 0.0f)
     {
-        _S325 = 1.0f / _S325;
+        _S326 = 1.0f / _S326;
     }
     else
     {
-        _S325 = 0.0f;
+        _S326 = 0.0f;
     }
-    return _S325;
+    return _S326;
 }
 
 __device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    uint _S328 = this_10->at_2;
-    uint _S329 = this_10->heads_1;
-    uint _S330 = query_4 / this_10->heads_1;
-    uint _S331 = _S328 + _S330 * this_10->stride_0;
-    uint _S332 = query_4 % _S329;
-    return _S331 + _S332 * this_10->head_dim_1;
+    uint _S329 = this_10->at_2;
+    uint _S330 = this_10->heads_1;
+    uint _S331 = query_4 / this_10->heads_1;
+    uint _S332 = _S329 + _S331 * this_10->stride_0;
+    uint _S333 = query_4 % _S330;
+    return _S332 + _S333 * this_10->head_dim_1;
 }
 
 __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 {
-    float _S333 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
-    float total_29 = *&((&this_11->totals_0[0U])->x) + _S333;
-    float _S334 = (__shfl_xor_sync(0xffffffffu, (total_29), (2U)));
-    uint _S335 = this_11->own_0;
-    uint _S336 = this_11->lane_0;
-    uint _S337 = this_11->own_0 + this_11->lane_0 / 4U;
-    float _S338 = Target_factor_0(target_0, _S337, *&((&this_11->peaks_0[0U])->x), total_29 + _S334);
-    bool _S339 = Target_has_0(target_0, _S337);
-    if(_S339)
+    float _S334 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_29 = *&((&this_11->totals_0[0U])->x) + _S334;
+    float _S335 = (__shfl_xor_sync(0xffffffffu, (total_29), (2U)));
+    uint _S336 = this_11->own_0;
+    uint _S337 = this_11->lane_0;
+    uint _S338 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S339 = Target_factor_0(target_0, _S338, *&((&this_11->peaks_0[0U])->x), total_29 + _S335);
+    bool _S340 = Target_has_0(target_0, _S338);
+    if(_S340)
     {
-        uint _S340 = Target_place_0(target_0, _S337);
-        uint _S341 = _S336 % 4U * 2U;
-        uint _S342 = target_0->head_dim_1;
-        if(_S341 < (target_0->head_dim_1))
+        uint _S341 = Target_place_0(target_0, _S338);
+        uint _S342 = _S337 % 4U * 2U;
+        uint _S343 = target_0->head_dim_1;
+        if(_S342 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S340 + _S341]) = _S338 * *&((&this_11->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S341 + _S342]) = _S339 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S343 = _S341 + 1U;
-        if(_S343 < _S342)
+        uint _S344 = _S342 + 1U;
+        if(_S344 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S343]) = _S338 * *&((&this_11->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S341 + _S344]) = _S339 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S344 = 8U + _S341;
-        if(_S344 < _S342)
+        uint _S345 = 8U + _S342;
+        if(_S345 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S344]) = _S338 * *&((&this_11->sums_0[1U])->x);
+            *(&(target_0->result_2)[_S341 + _S345]) = _S339 * *&((&this_11->sums_0[1U])->x);
         }
-        uint _S345 = _S344 + 1U;
-        if(_S345 < _S342)
+        uint _S346 = _S345 + 1U;
+        if(_S346 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S345]) = _S338 * *&((&this_11->sums_0[1U])->y);
+            *(&(target_0->result_2)[_S341 + _S346]) = _S339 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S346 = 16U + _S341;
-        if(_S346 < _S342)
+        uint _S347 = 16U + _S342;
+        if(_S347 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S346]) = _S338 * *&((&this_11->sums_0[2U])->x);
+            *(&(target_0->result_2)[_S341 + _S347]) = _S339 * *&((&this_11->sums_0[2U])->x);
         }
-        uint _S347 = _S346 + 1U;
-        if(_S347 < _S342)
+        uint _S348 = _S347 + 1U;
+        if(_S348 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S347]) = _S338 * *&((&this_11->sums_0[2U])->y);
+            *(&(target_0->result_2)[_S341 + _S348]) = _S339 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S348 = 24U + _S341;
-        if(_S348 < _S342)
+        uint _S349 = 24U + _S342;
+        if(_S349 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S348]) = _S338 * *&((&this_11->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S341 + _S349]) = _S339 * *&((&this_11->sums_0[3U])->x);
         }
-        uint _S349 = _S348 + 1U;
-        if(_S349 < _S342)
+        uint _S350 = _S349 + 1U;
+        if(_S350 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S349]) = _S338 * *&((&this_11->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S341 + _S350]) = _S339 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S350 = 32U + _S341;
-        if(_S350 < _S342)
+        uint _S351 = 32U + _S342;
+        if(_S351 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S350]) = _S338 * *&((&this_11->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S341 + _S351]) = _S339 * *&((&this_11->sums_0[4U])->x);
         }
-        uint _S351 = _S350 + 1U;
-        if(_S351 < _S342)
+        uint _S352 = _S351 + 1U;
+        if(_S352 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S351]) = _S338 * *&((&this_11->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S341 + _S352]) = _S339 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S352 = 40U + _S341;
-        if(_S352 < _S342)
+        uint _S353 = 40U + _S342;
+        if(_S353 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S352]) = _S338 * *&((&this_11->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S341 + _S353]) = _S339 * *&((&this_11->sums_0[5U])->x);
         }
-        uint _S353 = _S352 + 1U;
-        if(_S353 < _S342)
+        uint _S354 = _S353 + 1U;
+        if(_S354 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S353]) = _S338 * *&((&this_11->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S341 + _S354]) = _S339 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S354 = 48U + _S341;
-        if(_S354 < _S342)
+        uint _S355 = 48U + _S342;
+        if(_S355 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S354]) = _S338 * *&((&this_11->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S341 + _S355]) = _S339 * *&((&this_11->sums_0[6U])->x);
         }
-        uint _S355 = _S354 + 1U;
-        if(_S355 < _S342)
+        uint _S356 = _S355 + 1U;
+        if(_S356 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S355]) = _S338 * *&((&this_11->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S341 + _S356]) = _S339 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S356 = 56U + _S341;
-        if(_S356 < _S342)
+        uint _S357 = 56U + _S342;
+        if(_S357 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S356]) = _S338 * *&((&this_11->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S341 + _S357]) = _S339 * *&((&this_11->sums_0[7U])->x);
         }
-        uint _S357 = _S356 + 1U;
-        if(_S357 < _S342)
+        uint _S358 = _S357 + 1U;
+        if(_S358 < _S343)
         {
-            *(&(target_0->result_2)[_S340 + _S357]) = _S338 * *&((&this_11->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S341 + _S358]) = _S339 * *&((&this_11->sums_0[7U])->y);
         }
     }
-    float _S358 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
-    float total_30 = *&((&this_11->totals_0[0U])->y) + _S358;
-    float _S359 = (__shfl_xor_sync(0xffffffffu, (total_30), (2U)));
-    uint _S360 = _S335 + 8U + _S336 / 4U;
-    float _S361 = Target_factor_0(target_0, _S360, *&((&this_11->peaks_0[0U])->y), total_30 + _S359);
-    bool _S362 = Target_has_0(target_0, _S360);
-    if(_S362)
+    float _S359 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_30 = *&((&this_11->totals_0[0U])->y) + _S359;
+    float _S360 = (__shfl_xor_sync(0xffffffffu, (total_30), (2U)));
+    uint _S361 = _S336 + 8U + _S337 / 4U;
+    float _S362 = Target_factor_0(target_0, _S361, *&((&this_11->peaks_0[0U])->y), total_30 + _S360);
+    bool _S363 = Target_has_0(target_0, _S361);
+    if(_S363)
     {
-        uint _S363 = Target_place_0(target_0, _S360);
-        uint _S364 = _S336 % 4U * 2U;
-        uint _S365 = target_0->head_dim_1;
-        if(_S364 < (target_0->head_dim_1))
+        uint _S364 = Target_place_0(target_0, _S361);
+        uint _S365 = _S337 % 4U * 2U;
+        uint _S366 = target_0->head_dim_1;
+        if(_S365 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S363 + _S364]) = _S361 * *&((&this_11->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S364 + _S365]) = _S362 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S366 = _S364 + 1U;
-        if(_S366 < _S365)
+        uint _S367 = _S365 + 1U;
+        if(_S367 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S366]) = _S361 * *&((&this_11->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S364 + _S367]) = _S362 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S367 = 8U + _S364;
-        if(_S367 < _S365)
+        uint _S368 = 8U + _S365;
+        if(_S368 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S367]) = _S361 * *&((&this_11->sums_0[1U])->z);
+            *(&(target_0->result_2)[_S364 + _S368]) = _S362 * *&((&this_11->sums_0[1U])->z);
         }
-        uint _S368 = _S367 + 1U;
-        if(_S368 < _S365)
+        uint _S369 = _S368 + 1U;
+        if(_S369 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S368]) = _S361 * *&((&this_11->sums_0[1U])->w);
+            *(&(target_0->result_2)[_S364 + _S369]) = _S362 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S369 = 16U + _S364;
-        if(_S369 < _S365)
+        uint _S370 = 16U + _S365;
+        if(_S370 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S369]) = _S361 * *&((&this_11->sums_0[2U])->z);
+            *(&(target_0->result_2)[_S364 + _S370]) = _S362 * *&((&this_11->sums_0[2U])->z);
         }
-        uint _S370 = _S369 + 1U;
-        if(_S370 < _S365)
+        uint _S371 = _S370 + 1U;
+        if(_S371 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S370]) = _S361 * *&((&this_11->sums_0[2U])->w);
+            *(&(target_0->result_2)[_S364 + _S371]) = _S362 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S371 = 24U + _S364;
-        if(_S371 < _S365)
+        uint _S372 = 24U + _S365;
+        if(_S372 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S371]) = _S361 * *&((&this_11->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S364 + _S372]) = _S362 * *&((&this_11->sums_0[3U])->z);
         }
-        uint _S372 = _S371 + 1U;
-        if(_S372 < _S365)
+        uint _S373 = _S372 + 1U;
+        if(_S373 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S372]) = _S361 * *&((&this_11->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S364 + _S373]) = _S362 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S373 = 32U + _S364;
-        if(_S373 < _S365)
+        uint _S374 = 32U + _S365;
+        if(_S374 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S373]) = _S361 * *&((&this_11->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S364 + _S374]) = _S362 * *&((&this_11->sums_0[4U])->z);
         }
-        uint _S374 = _S373 + 1U;
-        if(_S374 < _S365)
+        uint _S375 = _S374 + 1U;
+        if(_S375 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S374]) = _S361 * *&((&this_11->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S364 + _S375]) = _S362 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S375 = 40U + _S364;
-        if(_S375 < _S365)
+        uint _S376 = 40U + _S365;
+        if(_S376 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S375]) = _S361 * *&((&this_11->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S364 + _S376]) = _S362 * *&((&this_11->sums_0[5U])->z);
         }
-        uint _S376 = _S375 + 1U;
-        if(_S376 < _S365)
+        uint _S377 = _S376 + 1U;
+        if(_S377 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S376]) = _S361 * *&((&this_11->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S364 + _S377]) = _S362 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S377 = 48U + _S364;
-        if(_S377 < _S365)
+        uint _S378 = 48U + _S365;
+        if(_S378 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S377]) = _S361 * *&((&this_11->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S364 + _S378]) = _S362 * *&((&this_11->sums_0[6U])->z);
         }
-        uint _S378 = _S377 + 1U;
-        if(_S378 < _S365)
+        uint _S379 = _S378 + 1U;
+        if(_S379 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S378]) = _S361 * *&((&this_11->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S364 + _S379]) = _S362 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S379 = 56U + _S364;
-        if(_S379 < _S365)
+        uint _S380 = 56U + _S365;
+        if(_S380 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S379]) = _S361 * *&((&this_11->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S364 + _S380]) = _S362 * *&((&this_11->sums_0[7U])->z);
         }
-        uint _S380 = _S379 + 1U;
-        if(_S380 < _S365)
+        uint _S381 = _S380 + 1U;
+        if(_S381 < _S366)
         {
-            *(&(target_0->result_2)[_S363 + _S380]) = _S361 * *&((&this_11->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S364 + _S381]) = _S362 * *&((&this_11->sums_0[7U])->w);
         }
     }
-    float _S381 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->x)), (1U)));
-    float total_31 = *&((&this_11->totals_0[1U])->x) + _S381;
-    float _S382 = (__shfl_xor_sync(0xffffffffu, (total_31), (2U)));
-    uint _S383 = _S335 + 16U;
-    uint _S384 = _S383 + _S336 / 4U;
-    float _S385 = Target_factor_0(target_0, _S384, *&((&this_11->peaks_0[1U])->x), total_31 + _S382);
-    bool _S386 = Target_has_0(target_0, _S384);
-    if(_S386)
+    float _S382 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->x)), (1U)));
+    float total_31 = *&((&this_11->totals_0[1U])->x) + _S382;
+    float _S383 = (__shfl_xor_sync(0xffffffffu, (total_31), (2U)));
+    uint _S384 = _S336 + 16U;
+    uint _S385 = _S384 + _S337 / 4U;
+    float _S386 = Target_factor_0(target_0, _S385, *&((&this_11->peaks_0[1U])->x), total_31 + _S383);
+    bool _S387 = Target_has_0(target_0, _S385);
+    if(_S387)
     {
-        uint _S387 = Target_place_0(target_0, _S384);
-        uint _S388 = _S336 % 4U * 2U;
-        uint _S389 = target_0->head_dim_1;
-        if(_S388 < (target_0->head_dim_1))
+        uint _S388 = Target_place_0(target_0, _S385);
+        uint _S389 = _S337 % 4U * 2U;
+        uint _S390 = target_0->head_dim_1;
+        if(_S389 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S387 + _S388]) = _S385 * *&((&this_11->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S388 + _S389]) = _S386 * *&((&this_11->sums_0[8U])->x);
         }
-        uint _S390 = _S388 + 1U;
-        if(_S390 < _S389)
+        uint _S391 = _S389 + 1U;
+        if(_S391 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S390]) = _S385 * *&((&this_11->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S388 + _S391]) = _S386 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S391 = 8U + _S388;
-        if(_S391 < _S389)
+        uint _S392 = 8U + _S389;
+        if(_S392 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S391]) = _S385 * *&((&this_11->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S388 + _S392]) = _S386 * *&((&this_11->sums_0[9U])->x);
         }
-        uint _S392 = _S391 + 1U;
-        if(_S392 < _S389)
+        uint _S393 = _S392 + 1U;
+        if(_S393 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S392]) = _S385 * *&((&this_11->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S388 + _S393]) = _S386 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S393 = 16U + _S388;
-        if(_S393 < _S389)
+        uint _S394 = 16U + _S389;
+        if(_S394 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S393]) = _S385 * *&((&this_11->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S388 + _S394]) = _S386 * *&((&this_11->sums_0[10U])->x);
         }
-        uint _S394 = _S393 + 1U;
-        if(_S394 < _S389)
+        uint _S395 = _S394 + 1U;
+        if(_S395 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S394]) = _S385 * *&((&this_11->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S388 + _S395]) = _S386 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S395 = 24U + _S388;
-        if(_S395 < _S389)
+        uint _S396 = 24U + _S389;
+        if(_S396 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S395]) = _S385 * *&((&this_11->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S388 + _S396]) = _S386 * *&((&this_11->sums_0[11U])->x);
         }
-        uint _S396 = _S395 + 1U;
-        if(_S396 < _S389)
+        uint _S397 = _S396 + 1U;
+        if(_S397 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S396]) = _S385 * *&((&this_11->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S388 + _S397]) = _S386 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S397 = 32U + _S388;
-        if(_S397 < _S389)
+        uint _S398 = 32U + _S389;
+        if(_S398 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S397]) = _S385 * *&((&this_11->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S388 + _S398]) = _S386 * *&((&this_11->sums_0[12U])->x);
         }
-        uint _S398 = _S397 + 1U;
-        if(_S398 < _S389)
+        uint _S399 = _S398 + 1U;
+        if(_S399 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S398]) = _S385 * *&((&this_11->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S388 + _S399]) = _S386 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S399 = 40U + _S388;
-        if(_S399 < _S389)
+        uint _S400 = 40U + _S389;
+        if(_S400 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S399]) = _S385 * *&((&this_11->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S388 + _S400]) = _S386 * *&((&this_11->sums_0[13U])->x);
         }
-        uint _S400 = _S399 + 1U;
-        if(_S400 < _S389)
+        uint _S401 = _S400 + 1U;
+        if(_S401 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S400]) = _S385 * *&((&this_11->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S388 + _S401]) = _S386 * *&((&this_11->sums_0[13U])->y);
         }
-        uint _S401 = 48U + _S388;
-        if(_S401 < _S389)
+        uint _S402 = 48U + _S389;
+        if(_S402 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S401]) = _S385 * *&((&this_11->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S388 + _S402]) = _S386 * *&((&this_11->sums_0[14U])->x);
         }
-        uint _S402 = _S401 + 1U;
-        if(_S402 < _S389)
+        uint _S403 = _S402 + 1U;
+        if(_S403 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S402]) = _S385 * *&((&this_11->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S388 + _S403]) = _S386 * *&((&this_11->sums_0[14U])->y);
         }
-        uint _S403 = 56U + _S388;
-        if(_S403 < _S389)
+        uint _S404 = 56U + _S389;
+        if(_S404 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S403]) = _S385 * *&((&this_11->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S388 + _S404]) = _S386 * *&((&this_11->sums_0[15U])->x);
         }
-        uint _S404 = _S403 + 1U;
-        if(_S404 < _S389)
+        uint _S405 = _S404 + 1U;
+        if(_S405 < _S390)
         {
-            *(&(target_0->result_2)[_S387 + _S404]) = _S385 * *&((&this_11->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S388 + _S405]) = _S386 * *&((&this_11->sums_0[15U])->y);
         }
     }
-    float _S405 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->y)), (1U)));
-    float total_32 = *&((&this_11->totals_0[1U])->y) + _S405;
-    float _S406 = (__shfl_xor_sync(0xffffffffu, (total_32), (2U)));
-    uint _S407 = _S383 + 8U + _S336 / 4U;
-    float _S408 = Target_factor_0(target_0, _S407, *&((&this_11->peaks_0[1U])->y), total_32 + _S406);
-    bool _S409 = Target_has_0(target_0, _S407);
-    if(_S409)
+    float _S406 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->y)), (1U)));
+    float total_32 = *&((&this_11->totals_0[1U])->y) + _S406;
+    float _S407 = (__shfl_xor_sync(0xffffffffu, (total_32), (2U)));
+    uint _S408 = _S384 + 8U + _S337 / 4U;
+    float _S409 = Target_factor_0(target_0, _S408, *&((&this_11->peaks_0[1U])->y), total_32 + _S407);
+    bool _S410 = Target_has_0(target_0, _S408);
+    if(_S410)
     {
-        uint _S410 = Target_place_0(target_0, _S407);
-        uint _S411 = _S336 % 4U * 2U;
-        uint _S412 = target_0->head_dim_1;
-        if(_S411 < (target_0->head_dim_1))
+        uint _S411 = Target_place_0(target_0, _S408);
+        uint _S412 = _S337 % 4U * 2U;
+        uint _S413 = target_0->head_dim_1;
+        if(_S412 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S410 + _S411]) = _S408 * *&((&this_11->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S411 + _S412]) = _S409 * *&((&this_11->sums_0[8U])->z);
         }
-        uint _S413 = _S411 + 1U;
-        if(_S413 < _S412)
+        uint _S414 = _S412 + 1U;
+        if(_S414 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S413]) = _S408 * *&((&this_11->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S411 + _S414]) = _S409 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S414 = 8U + _S411;
-        if(_S414 < _S412)
+        uint _S415 = 8U + _S412;
+        if(_S415 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S414]) = _S408 * *&((&this_11->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S411 + _S415]) = _S409 * *&((&this_11->sums_0[9U])->z);
         }
-        uint _S415 = _S414 + 1U;
-        if(_S415 < _S412)
+        uint _S416 = _S415 + 1U;
+        if(_S416 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S415]) = _S408 * *&((&this_11->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S411 + _S416]) = _S409 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S416 = 16U + _S411;
-        if(_S416 < _S412)
+        uint _S417 = 16U + _S412;
+        if(_S417 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S416]) = _S408 * *&((&this_11->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S411 + _S417]) = _S409 * *&((&this_11->sums_0[10U])->z);
         }
-        uint _S417 = _S416 + 1U;
-        if(_S417 < _S412)
+        uint _S418 = _S417 + 1U;
+        if(_S418 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S417]) = _S408 * *&((&this_11->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S411 + _S418]) = _S409 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S418 = 24U + _S411;
-        if(_S418 < _S412)
+        uint _S419 = 24U + _S412;
+        if(_S419 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S418]) = _S408 * *&((&this_11->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S411 + _S419]) = _S409 * *&((&this_11->sums_0[11U])->z);
         }
-        uint _S419 = _S418 + 1U;
-        if(_S419 < _S412)
+        uint _S420 = _S419 + 1U;
+        if(_S420 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S419]) = _S408 * *&((&this_11->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S411 + _S420]) = _S409 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S420 = 32U + _S411;
-        if(_S420 < _S412)
+        uint _S421 = 32U + _S412;
+        if(_S421 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S420]) = _S408 * *&((&this_11->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S411 + _S421]) = _S409 * *&((&this_11->sums_0[12U])->z);
         }
-        uint _S421 = _S420 + 1U;
-        if(_S421 < _S412)
+        uint _S422 = _S421 + 1U;
+        if(_S422 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S421]) = _S408 * *&((&this_11->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S411 + _S422]) = _S409 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S422 = 40U + _S411;
-        if(_S422 < _S412)
+        uint _S423 = 40U + _S412;
+        if(_S423 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S422]) = _S408 * *&((&this_11->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S411 + _S423]) = _S409 * *&((&this_11->sums_0[13U])->z);
         }
-        uint _S423 = _S422 + 1U;
-        if(_S423 < _S412)
+        uint _S424 = _S423 + 1U;
+        if(_S424 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S423]) = _S408 * *&((&this_11->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S411 + _S424]) = _S409 * *&((&this_11->sums_0[13U])->w);
         }
-        uint _S424 = 48U + _S411;
-        if(_S424 < _S412)
+        uint _S425 = 48U + _S412;
+        if(_S425 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S424]) = _S408 * *&((&this_11->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S411 + _S425]) = _S409 * *&((&this_11->sums_0[14U])->z);
         }
-        uint _S425 = _S424 + 1U;
-        if(_S425 < _S412)
+        uint _S426 = _S425 + 1U;
+        if(_S426 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S425]) = _S408 * *&((&this_11->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S411 + _S426]) = _S409 * *&((&this_11->sums_0[14U])->w);
         }
-        uint _S426 = 56U + _S411;
-        if(_S426 < _S412)
+        uint _S427 = 56U + _S412;
+        if(_S427 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S426]) = _S408 * *&((&this_11->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S411 + _S427]) = _S409 * *&((&this_11->sums_0[15U])->z);
         }
-        uint _S427 = _S426 + 1U;
-        if(_S427 < _S412)
+        uint _S428 = _S427 + 1U;
+        if(_S428 < _S413)
         {
-            *(&(target_0->result_2)[_S410 + _S427]) = _S408 * *&((&this_11->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S411 + _S428]) = _S409 * *&((&this_11->sums_0[15U])->w);
         }
     }
     return;
@@ -1826,36 +1832,36 @@ __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 
 __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<uint4 > k_pages_0, StructuredBuffer<uint4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_6, MatrixAttentionParams_0 * p_0)
 {
-    bool _S428;
     bool _S429;
     bool _S430;
-    uint _S431 = p_0->kv_heads_0;
-    uint _S432 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S433 = (U32_min((_S432), (64U)));
-    uint _S434 = 64U / _S433;
-    uint _S435 = (_S432 + 64U - 1U) / 64U;
-    uint _S436 = _S431 * _S435;
-    uint _S437 = p_0->batch_offset_0;
-    uint _S438 = p_0->batch_row_0;
-    uint _S439 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S440 = (_S439 + _S434 - 1U) / _S434;
-    uint _S441 = group_number_0(group_1);
-    if(_S441 >= (_S440 * _S436))
+    bool _S431;
+    uint _S432 = p_0->kv_heads_0;
+    uint _S433 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S434 = (U32_min((_S433), (64U)));
+    uint _S435 = 64U / _S434;
+    uint _S436 = (_S433 + 64U - 1U) / 64U;
+    uint _S437 = _S432 * _S436;
+    uint _S438 = p_0->batch_offset_0;
+    uint _S439 = p_0->batch_row_0;
+    uint _S440 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S441 = (_S440 + _S435 - 1U) / _S435;
+    uint _S442 = group_number_0(group_1);
+    if(_S442 >= (_S441 * _S437))
     {
         return;
     }
-    uint _S442 = _S441 % _S436;
-    uint _S443 = _S440 - 1U;
-    uint _S444 = _S441 / _S436;
-    uint _S445 = (_S443 - _S444) * _S434;
-    uint _S446 = (U32_min((_S445 + _S434), (_S439)));
-    uint _S447 = _S442 / _S435;
-    uint _S448 = _S447 * _S432;
-    uint _S449 = _S442 % _S435;
-    uint _S450 = _S448 + _S449 * 64U;
-    uint _S451 = (_S447 + 1U) * _S432;
-    uint _S452 = p_0->head_dim_0;
-    uint _S453 = _S431 * p_0->head_dim_0;
+    uint _S443 = _S442 % _S437;
+    uint _S444 = _S441 - 1U;
+    uint _S445 = _S442 / _S437;
+    uint _S446 = (_S444 - _S445) * _S435;
+    uint _S447 = (U32_min((_S446 + _S435), (_S440)));
+    uint _S448 = _S443 / _S436;
+    uint _S449 = _S448 * _S433;
+    uint _S450 = _S443 % _S436;
+    uint _S451 = _S449 + _S450 * 64U;
+    uint _S452 = (_S448 + 1U) * _S433;
+    uint _S453 = p_0->head_dim_0;
+    uint _S454 = _S432 * p_0->head_dim_0;
     uint i_5 = thread_1;
     for(;;)
     {
@@ -1866,23 +1872,14 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S454 = i_5 / 8U;
-        uint _S455 = i_5 % 8U;
-        int4  _S456 = make_int4 (int(0));
-        uint4  _S457 = make_uint4 ((uint)_S456.x, (uint)_S456.y, (uint)_S456.z, (uint)_S456.w);
-        if(_S454 < (_S434 * _S433))
+        uint _S455 = i_5 / 8U;
+        uint _S456 = i_5 % 8U;
+        int4  _S457 = make_int4 (int(0));
+        uint4  _S458 = make_uint4 ((uint)_S457.x, (uint)_S457.y, (uint)_S457.z, (uint)_S457.w);
+        if(_S455 < (_S435 * _S434))
         {
-            uint _S458 = _S454 / _S433;
-            _S428 = (_S445 + _S458) < _S446;
-        }
-        else
-        {
-            _S428 = false;
-        }
-        if(_S428)
-        {
-            uint _S459 = _S454 % _S433;
-            _S429 = (_S450 + _S459) < _S451;
+            uint _S459 = _S455 / _S434;
+            _S429 = (_S446 + _S459) < _S447;
         }
         else
         {
@@ -1890,134 +1887,143 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         }
         if(_S429)
         {
-            _S430 = (8U * _S455) < _S452;
+            uint _S460 = _S455 % _S434;
+            _S430 = (_S451 + _S460) < _S452;
         }
         else
         {
             _S430 = false;
         }
-        uint4  halves_0;
         if(_S430)
         {
-            uint _S460 = p_0->q_offset_0;
-            uint _S461 = _S454 / _S433;
-            uint _S462 = _S460 + (_S445 + _S461) * p_0->q_stride_0;
-            uint _S463 = _S454 % _S433;
-            uint _S464 = (_S462 + (_S450 + _S463) * _S452) / 4U + 2U * _S455;
-            float _S465 = 1.4426950216293335f * p_0->scale_2;
-            float4  _S466 = __ldg((&(q_0)[_S464]));
-            float4  _S467 = make_float4 (-65504.0f);
-            float4  _S468 = make_float4 (65504.0f);
-            float4  _S469 = clamp_0(make_float4 (_S465) * _S466, _S467, _S468);
-            float4  _S470 = __ldg((&(q_0)[_S464 + 1U]));
-            uint4  _S471 = eight_halves_1(_S469, clamp_0(make_float4 (_S465) * _S470, _S467, _S468));
-            halves_0 = _S471;
+            _S431 = (8U * _S456) < _S453;
         }
         else
         {
-            halves_0 = _S457;
+            _S431 = false;
         }
-        put_0(_S454 * 9U + _S455, halves_0);
+        uint4  halves_0;
+        if(_S431)
+        {
+            uint _S461 = p_0->q_offset_0;
+            uint _S462 = _S455 / _S434;
+            uint _S463 = _S461 + (_S446 + _S462) * p_0->q_stride_0;
+            uint _S464 = _S455 % _S434;
+            uint _S465 = (_S463 + (_S451 + _S464) * _S453) / 4U + 2U * _S456;
+            float _S466 = 1.4426950216293335f * p_0->scale_2;
+            float4  _S467 = __ldg((&(q_0)[_S465]));
+            float4  _S468 = make_float4 (-65504.0f);
+            float4  _S469 = make_float4 (65504.0f);
+            float4  _S470 = clamp_0(make_float4 (_S466) * _S467, _S468, _S469);
+            float4  _S471 = __ldg((&(q_0)[_S465 + 1U]));
+            uint4  _S472 = eight_halves_1(_S470, clamp_0(make_float4 (_S466) * _S471, _S468, _S469));
+            halves_0 = _S472;
+        }
+        else
+        {
+            halves_0 = _S458;
+        }
+        put_0(_S455 * 9U + _S456, halves_0);
         i_5 = i_5 + 128U;
     }
-    if(thread_1 < _S434)
+    if(thread_1 < _S435)
     {
-        _S428 = (_S445 + thread_1) < _S446;
+        _S429 = (_S446 + thread_1) < _S447;
     }
     else
     {
-        _S428 = false;
+        _S429 = false;
     }
-    if(_S428)
+    if(_S429)
     {
-        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S437, _S438 + _S445 + thread_1);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S438, _S439 + _S446 + thread_1);
     }
     __syncthreads();
-    uint _S472 = thread_1 % 32U;
+    uint _S473 = thread_1 % 32U;
     Attending_0 attending_0;
     Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S473 = (&attending_0)->part_0 * 32U;
-    uint _S474 = thread_1 / 8U;
-    uint _S475 = thread_1 % 8U;
-    uint _S476 = _S447 * _S452 + 8U * (U32_min((_S475), (_S452 / 8U - 1U)));
-    uint row_4 = _S445;
+    uint _S474 = (&attending_0)->part_0 * 32U;
+    uint _S475 = thread_1 / 8U;
+    uint _S476 = thread_1 % 8U;
+    uint _S477 = _S448 * _S453 + 8U * (U32_min((_S476), (_S453 / 8U - 1U)));
+    uint row_4 = _S446;
     for(;;)
     {
-        if(row_4 < _S446)
+        if(row_4 < _S447)
         {
         }
         else
         {
             break;
         }
-        uint _S477 = (*&row_sequences_0)[row_4 - _S445];
-        uint r_0 = _S472;
-        uint other_0 = _S446;
+        uint _S478 = (*&row_sequences_0)[row_4 - _S446];
+        uint r_0 = _S473;
+        uint other_0 = _S447;
         for(;;)
         {
-            if(r_0 < (_S446 - _S445))
+            if(r_0 < (_S447 - _S446))
             {
             }
             else
             {
                 break;
             }
-            uint _S478 = _S445 + r_0;
-            if(_S478 > row_4)
+            uint _S479 = _S446 + r_0;
+            if(_S479 > row_4)
             {
-                _S428 = ((*&row_sequences_0)[r_0]) != _S477;
+                _S429 = ((*&row_sequences_0)[r_0]) != _S478;
             }
             else
             {
-                _S428 = false;
+                _S429 = false;
             }
-            if(_S428)
+            if(_S429)
             {
-                other_0 = (U32_min((other_0), (_S478)));
+                other_0 = (U32_min((other_0), (_S479)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S479 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S477, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-        bool _S480 = thread_1 < 64U;
+        SequenceTable_0 _S480 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S478, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S481 = thread_1 < 64U;
         uint begin_2;
         uint end_0;
-        if(_S480)
+        if(_S481)
         {
-            uint _S481 = thread_1 / _S433;
-            uint _S482 = _S445 + _S481;
-            if(thread_1 < (_S434 * _S433))
+            uint _S482 = thread_1 / _S434;
+            uint _S483 = _S446 + _S482;
+            if(thread_1 < (_S435 * _S434))
             {
-                _S428 = _S482 < _S446;
+                _S429 = _S483 < _S447;
             }
             else
             {
-                _S428 = false;
+                _S429 = false;
             }
-            if(_S428)
+            if(_S429)
             {
-                uint _S483 = row_position_0(batch_3, _S437, _S438 + _S482);
-                uint _S484 = first_seen_0(_S483, p_0->window_0);
-                if(_S482 >= row_4)
+                uint _S484 = row_position_0(batch_3, _S438, _S439 + _S483);
+                uint _S485 = first_seen_0(_S484, p_0->window_0);
+                if(_S483 >= row_4)
                 {
-                    _S429 = _S482 < row_5;
+                    _S430 = _S483 < row_5;
                 }
                 else
                 {
-                    _S429 = false;
+                    _S430 = false;
                 }
-                if(_S429)
+                if(_S430)
                 {
-                    SequenceTable_0 _S485 = _S479;
-                    uint _S486 = SequenceTable_end_of_0(&_S485, _S483);
-                    i_5 = _S486;
+                    SequenceTable_0 _S486 = _S480;
+                    uint _S487 = SequenceTable_end_of_0(&_S486, _S484);
+                    i_5 = _S487;
                 }
                 else
                 {
                     i_5 = 0U;
                 }
-                begin_2 = _S484;
+                begin_2 = _S485;
                 end_0 = i_5;
             }
             else
@@ -2028,74 +2034,74 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S487 = shown_0(_S472);
-        uint _S488 = _S487.x;
-        uint _S489 = _S487.y;
-        if(_S488 < _S489)
+        uint2  _S488 = shown_0(_S473);
+        uint _S489 = _S488.x;
+        uint _S490 = _S488.y;
+        if(_S489 < _S490)
         {
-            _S428 = _S489 != 4294967295U;
+            _S429 = _S490 != 4294967295U;
         }
         else
         {
-            _S428 = false;
+            _S429 = false;
         }
-        if(_S428)
+        if(_S429)
         {
-            uint _S490 = (U32_max((0U), (_S489)));
-            begin_2 = (U32_min((4294967295U), (_S488)));
-            end_0 = _S490;
+            uint _S491 = (U32_max((0U), (_S490)));
+            begin_2 = (U32_min((4294967295U), (_S489)));
+            end_0 = _S491;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S491 = (U32_max((0U), (_S488)));
-        uint _S492 = (U32_min((4294967295U), (_S489)));
-        uint2  _S493 = shown_0(32U + _S472);
-        uint _S494 = _S493.x;
-        uint _S495 = _S493.y;
-        if(_S494 < _S495)
+        uint _S492 = (U32_max((0U), (_S489)));
+        uint _S493 = (U32_min((4294967295U), (_S490)));
+        uint2  _S494 = shown_0(32U + _S473);
+        uint _S495 = _S494.x;
+        uint _S496 = _S494.y;
+        if(_S495 < _S496)
         {
-            _S429 = _S495 != 4294967295U;
+            _S430 = _S496 != 4294967295U;
         }
         else
         {
-            _S429 = false;
+            _S430 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S429)
+        if(_S430)
         {
-            uint _S496 = (U32_max((end_0), (_S495)));
-            begin_3 = (U32_min((begin_2), (_S494)));
-            end_1 = _S496;
+            uint _S497 = (U32_max((end_0), (_S496)));
+            begin_3 = (U32_min((begin_2), (_S495)));
+            end_1 = _S497;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S497 = (U32_max((_S491), (_S494)));
-        uint _S498 = (U32_min((_S492), (_S495)));
+        uint _S498 = (U32_max((_S492), (_S495)));
+        uint _S499 = (U32_min((_S493), (_S496)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S499 = (__reduce_max_sync(0xffffffffu, (_S497)));
-        uint _S500 = (__reduce_min_sync(0xffffffffu, (_S498)));
+        uint _S500 = (__reduce_max_sync(0xffffffffu, (_S498)));
+        uint _S501 = (__reduce_min_sync(0xffffffffu, (_S499)));
         if(begin_4 < end_2)
         {
             if(thread_1 < 128U)
             {
-                uint _S501 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S502 = _S479;
-                uint _S503 = SequenceTable_slot_0(&_S502, sequences_2, _S501);
-                (*&slots_0)[thread_1] = _S503;
+                uint _S502 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S503 = _S480;
+                uint _S504 = SequenceTable_slot_0(&_S503, sequences_2, _S502);
+                (*&slots_0)[thread_1] = _S504;
             }
             __syncthreads();
-            Parts_0 _S504 = load_0(k_pages_0, p_0->k_pages_offset_0, _S453, _S476, 0U, _S474);
-            Parts_store_0(&_S504, 0U, _S474, _S475);
-            Parts_0 _S505 = load_0(v_pages_0, p_0->v_pages_offset_0, _S453, _S476, 0U, _S474);
-            Parts_store_0(&_S505, 576U, _S474, _S475);
+            Parts_0 _S505 = load_0(k_pages_0, p_0->k_pages_offset_0, _S454, _S477, 0U, _S475);
+            Parts_store_0(&_S505, 0U, _S475, _S476);
+            Parts_0 _S506 = load_0(v_pages_0, p_0->v_pages_offset_0, _S454, _S477, 0U, _S475);
+            Parts_store_0(&_S506, 576U, _S475, _S476);
         }
         __syncthreads();
         uint at_3 = begin_4;
@@ -2109,84 +2115,84 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S506 = 1U - now_0;
-            if(at_3 < _S499)
+            uint _S507 = 1U - now_0;
+            if(at_3 < _S500)
             {
-                _S430 = true;
+                _S431 = true;
             }
             else
             {
-                _S430 = (at_3 + 64U) > _S500;
+                _S431 = (at_3 + 64U) > _S501;
             }
-            uint _S507 = _S506 * 64U;
-            Parts_0 _S508 = load_0(k_pages_0, p_0->k_pages_offset_0, _S453, _S476, _S507, _S474);
-            Parts_0 _S509 = load_0(v_pages_0, p_0->v_pages_offset_0, _S453, _S476, _S507, _S474);
+            uint _S508 = _S507 * 64U;
+            Parts_0 _S509 = load_0(k_pages_0, p_0->k_pages_offset_0, _S454, _S477, _S508, _S475);
+            Parts_0 _S510 = load_0(v_pages_0, p_0->v_pages_offset_0, _S454, _S477, _S508, _S475);
             uint slot_2;
-            if(_S480)
+            if(_S481)
             {
-                uint _S510 = (U32_min((at_3 + 128U + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S511 = _S479;
-                uint _S512 = SequenceTable_slot_0(&_S511, sequences_2, _S510);
-                slot_2 = _S512;
+                uint _S511 = (U32_min((at_3 + 128U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S512 = _S480;
+                uint _S513 = SequenceTable_slot_0(&_S512, sequences_2, _S511);
+                slot_2 = _S513;
             }
             else
             {
                 slot_2 = 0U;
             }
-            uint _S513 = now_0 * 1152U;
-            uint _S514 = _S473 * 9U;
-            Attending_score_0(&attending_0, _S513 + _S514);
-            Attending_weigh_0(&attending_0, at_3 + _S473, _S430);
-            Attending_add_0(&attending_0, _S513 + 576U + _S514);
-            uint _S515 = _S506 * 1152U;
-            Parts_0 _S516 = _S508;
-            Parts_store_0(&_S516, _S515, _S474, _S475);
-            uint _S517 = _S515 + 576U;
-            Parts_0 _S518 = _S509;
-            Parts_store_0(&_S518, _S517, _S474, _S475);
-            if(_S480)
+            uint _S514 = now_0 * 1152U;
+            uint _S515 = _S474 * 9U;
+            Attending_score_0(&attending_0, _S514 + _S515);
+            Attending_weigh_0(&attending_0, at_3 + _S474, _S431);
+            Attending_add_0(&attending_0, _S514 + 576U + _S515);
+            uint _S516 = _S507 * 1152U;
+            Parts_0 _S517 = _S509;
+            Parts_store_0(&_S517, _S516, _S475, _S476);
+            uint _S518 = _S516 + 576U;
+            Parts_0 _S519 = _S510;
+            Parts_store_0(&_S519, _S518, _S475, _S476);
+            if(_S481)
             {
                 (*&slots_0)[now_0 * 64U + thread_1] = slot_2;
             }
             __syncthreads();
             at_3 = at_3 + 64U;
-            now_0 = _S506;
+            now_0 = _S507;
         }
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_6;
-    uint _S519 = p_0->sinks_offset_0;
+    uint _S520 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_5 = 4294967295U;
     }
     else
     {
-        i_5 = _S519 + _S450;
+        i_5 = _S520 + _S451;
     }
     (&target_1)->sinks_at_0 = i_5;
-    (&target_1)->at_2 = p_0->out_offset_0 + _S445 * p_0->out_stride_0 + _S450 * _S452;
+    (&target_1)->at_2 = p_0->out_offset_0 + _S446 * p_0->out_stride_0 + _S451 * _S453;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S452;
-    (&target_1)->heads_1 = _S433;
-    (&target_1)->rows_3 = _S446 - _S445;
-    (&target_1)->last_0 = _S451 - _S450;
+    (&target_1)->head_dim_1 = _S453;
+    (&target_1)->heads_1 = _S434;
+    (&target_1)->rows_3 = _S447 - _S446;
+    (&target_1)->last_0 = _S452 - _S451;
     Attending_join_0(&attending_0);
     if(((&attending_0)->part_0) == 0U)
     {
-        Attending_0 _S520 = attending_0;
-        Target_0 _S521 = target_1;
-        Attending_write_0(&_S520, &_S521);
+        Attending_0 _S521 = attending_0;
+        Target_0 _S522 = target_1;
+        Attending_write_0(&_S521, &_S522);
     }
     return;
 }
 
 extern "C" __global__ void matrix64_prefill_attention_f16(StructuredBuffer<float4 > q_1, StructuredBuffer<uint4 > k_pages_1, StructuredBuffer<uint4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_7, MatrixAttentionParams_0 p_1)
 {
-    uint _S522 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S523 = p_1;
-    attend_0(blockIdx, _S522, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_7, &_S523);
+    uint _S523 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S524 = p_1;
+    attend_0(blockIdx, _S523, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_7, &_S524);
     return;
 }

@@ -98,21 +98,27 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S1 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S1;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S1 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S2 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S3 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S4 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S1, _S2, _S3, _S4);
+    uint _S2 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S3 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S4 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S5 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S2, _S3, _S4, _S5);
 }
 
 __device__ uint4  Float32Halves_decode_0(Floats_0 * f_0)
 {
-    float4  _S5 = make_float4 (-65504.0f);
-    float4  _S6 = make_float4 (65504.0f);
-    uint4  _S7 = eight_halves_0(clamp_0(f_0->first_0, _S5, _S6), clamp_0(f_0->second_0, _S5, _S6));
-    return _S7;
+    float4  _S6 = make_float4 (-65504.0f);
+    float4  _S7 = make_float4 (65504.0f);
+    uint4  _S8 = eight_halves_0(clamp_0(f_0->first_0, _S6, _S7), clamp_0(f_0->second_0, _S6, _S7));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 2304>  tiles_0;
@@ -125,18 +131,18 @@ __device__ void put_0(uint at_0, uint4  eight_halves_1)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint to_0, uint row_0, uint eight_0)
 {
-    uint _S8 = to_0 + row_0 * 9U + eight_0;
-    uint4  _S9 = Float32Halves_decode_0(&this_0->rows_0[0U]);
-    put_0(_S8, _S9);
-    uint _S10 = to_0 + (row_0 + 16U) * 9U + eight_0;
-    uint4  _S11 = Float32Halves_decode_0(&this_0->rows_0[1U]);
-    put_0(_S10, _S11);
-    uint _S12 = to_0 + (row_0 + 32U) * 9U + eight_0;
-    uint4  _S13 = Float32Halves_decode_0(&this_0->rows_0[2U]);
-    put_0(_S12, _S13);
-    uint _S14 = to_0 + (row_0 + 48U) * 9U + eight_0;
-    uint4  _S15 = Float32Halves_decode_0(&this_0->rows_0[3U]);
-    put_0(_S14, _S15);
+    uint _S9 = to_0 + row_0 * 9U + eight_0;
+    uint4  _S10 = Float32Halves_decode_0(&this_0->rows_0[0U]);
+    put_0(_S9, _S10);
+    uint _S11 = to_0 + (row_0 + 16U) * 9U + eight_0;
+    uint4  _S12 = Float32Halves_decode_0(&this_0->rows_0[1U]);
+    put_0(_S11, _S12);
+    uint _S13 = to_0 + (row_0 + 32U) * 9U + eight_0;
+    uint4  _S14 = Float32Halves_decode_0(&this_0->rows_0[2U]);
+    put_0(_S13, _S14);
+    uint _S15 = to_0 + (row_0 + 48U) * 9U + eight_0;
+    uint4  _S16 = Float32Halves_decode_0(&this_0->rows_0[3U]);
+    put_0(_S15, _S16);
     return;
 }
 
@@ -150,10 +156,10 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_1, uint scale_1)
 {
-    Run_0 _S16;
-    (&_S16)->vector_0 = vector_1;
-    (&_S16)->scale_0 = scale_1;
-    return _S16;
+    Run_0 _S17;
+    (&_S17)->vector_0 = vector_1;
+    (&_S17)->scale_0 = scale_1;
+    return _S17;
 }
 
 __device__ Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_0, uint element_0)
@@ -163,28 +169,28 @@ __device__ Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_0, uint 
 
 __device__ Floats_0 Floats_x24init_0(float4  first_1, float4  second_1)
 {
-    Floats_0 _S17;
-    (&_S17)->first_0 = first_1;
-    (&_S17)->second_0 = second_1;
-    return _S17;
+    Floats_0 _S18;
+    (&_S18)->first_0 = first_1;
+    (&_S18)->second_0 = second_1;
+    return _S18;
 }
 
 __device__ Floats_0 Float32Halves_fetch_0(StructuredBuffer<float4 > pool_0, uint offset_1, uint slot_1, uint columns_1, uint element_1)
 {
-    Run_0 _S18 = Float32_run_0(offset_1, slot_1, columns_1, element_1);
-    float4  _S19 = __ldg((&(pool_0)[_S18.vector_0]));
-    float4  _S20 = __ldg((&(pool_0)[_S18.vector_0 + 1U]));
-    return Floats_x24init_0(_S19, _S20);
+    Run_0 _S19 = Float32_run_0(offset_1, slot_1, columns_1, element_1);
+    float4  _S20 = __ldg((&(pool_0)[_S19.vector_0]));
+    float4  _S21 = __ldg((&(pool_0)[_S19.vector_0 + 1U]));
+    return Floats_x24init_0(_S20, _S21);
 }
 
 __device__ Parts_0 load_0(StructuredBuffer<float4 > pool_1, uint offset_2, uint columns_2, uint element_2, uint first_slot_0, uint row_1)
 {
     Parts_0 parts_0;
-    uint _S21 = first_slot_0 + row_1;
-    (&parts_0)->rows_0[0U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S21], columns_2, element_2);
-    (&parts_0)->rows_0[1U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S21 + 16U], columns_2, element_2);
-    (&parts_0)->rows_0[2U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S21 + 32U], columns_2, element_2);
-    (&parts_0)->rows_0[3U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S21 + 48U], columns_2, element_2);
+    uint _S22 = first_slot_0 + row_1;
+    (&parts_0)->rows_0[0U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S22], columns_2, element_2);
+    (&parts_0)->rows_0[1U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S22 + 16U], columns_2, element_2);
+    (&parts_0)->rows_0[2U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S22 + 32U], columns_2, element_2);
+    (&parts_0)->rows_0[3U] = Float32Halves_fetch_0(pool_1, offset_2, (*&slots_0)[_S22 + 48U], columns_2, element_2);
     return parts_0;
 }
 
@@ -214,17 +220,17 @@ struct MatrixAttentionParams_0
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_2, uint rows_2)
 {
-    uint _S22;
+    uint _S23;
     if(offset_3 == 4294967295U)
     {
-        _S22 = rows_2;
+        _S23 = rows_2;
     }
     else
     {
-        uint _S23 = __ldg((&(batch_0)[offset_3]));
-        _S22 = (U32_min(((U32_max((_S23), (first_2))) - first_2), (rows_2)));
+        uint _S24 = __ldg((&(batch_0)[offset_3]));
+        _S23 = (U32_min(((U32_max((_S24), (first_2))) - first_2), (rows_2)));
     }
-    return _S22;
+    return _S23;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -236,8 +242,8 @@ __device__ __shared__ FixedArray<uint, 64>  row_sequences_0;
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_4, uint row_2)
 {
-    uint _S24 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_2]));
-    return _S24;
+    uint _S25 = __ldg((&(batch_1)[offset_4 + 3U + 2U * row_2]));
+    return _S25;
 }
 
 struct Attending_0
@@ -255,54 +261,54 @@ struct Attending_0
 
 __device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S25 = thread_0 % 32U;
-    this_1->lane_0 = _S25;
-    uint _S26 = thread_0 / 32U;
-    this_1->subgroup_0 = _S26;
-    uint _S27 = _S26 % 2U * 32U;
-    this_1->own_0 = _S27;
-    this_1->part_0 = _S26 / 2U;
-    uint4  _S28 = (wasmetal_load_four((&(*&tiles_0)[(_S27 + _S25 % 16U) * 9U + _S25 / 16U])));
-    this_1->queries_0[0U] = _S28;
-    uint4  _S29 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
-    this_1->queries_0[1U] = _S29;
-    uint4  _S30 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
-    this_1->queries_0[2U] = _S30;
-    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
-    this_1->queries_0[3U] = _S31;
-    float2  _S32 = make_float2 (-3.4028234663852886e+38f);
-    this_1->peaks_0[0U] = _S32;
-    int2  _S33 = make_int2 (int(0));
-    float2  _S34 = make_float2 ((float)_S33.x, (float)_S33.y);
-    this_1->totals_0[0U] = _S34;
-    uint4  _S35 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + this_1->lane_0 / 16U])));
-    this_1->queries_0[4U] = _S35;
-    uint4  _S36 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
-    this_1->queries_0[5U] = _S36;
-    uint4  _S37 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
-    this_1->queries_0[6U] = _S37;
-    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
-    this_1->queries_0[7U] = _S38;
-    this_1->peaks_0[1U] = _S32;
-    this_1->totals_0[1U] = _S34;
-    int4  _S39 = make_int4 (int(0));
-    float4  _S40 = make_float4 ((float)_S39.x, (float)_S39.y, (float)_S39.z, (float)_S39.w);
-    this_1->sums_0[0U] = _S40;
-    this_1->sums_0[1U] = _S40;
-    this_1->sums_0[2U] = _S40;
-    this_1->sums_0[3U] = _S40;
-    this_1->sums_0[4U] = _S40;
-    this_1->sums_0[5U] = _S40;
-    this_1->sums_0[6U] = _S40;
-    this_1->sums_0[7U] = _S40;
-    this_1->sums_0[8U] = _S40;
-    this_1->sums_0[9U] = _S40;
-    this_1->sums_0[10U] = _S40;
-    this_1->sums_0[11U] = _S40;
-    this_1->sums_0[12U] = _S40;
-    this_1->sums_0[13U] = _S40;
-    this_1->sums_0[14U] = _S40;
-    this_1->sums_0[15U] = _S40;
+    uint _S26 = thread_0 % 32U;
+    this_1->lane_0 = _S26;
+    uint _S27 = thread_0 / 32U;
+    this_1->subgroup_0 = _S27;
+    uint _S28 = _S27 % 2U * 32U;
+    this_1->own_0 = _S28;
+    this_1->part_0 = _S27 / 2U;
+    uint4  _S29 = (wasmetal_load_four((&(*&tiles_0)[(_S28 + _S26 % 16U) * 9U + _S26 / 16U])));
+    this_1->queries_0[0U] = _S29;
+    uint4  _S30 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S30;
+    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S31;
+    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S32;
+    float2  _S33 = make_float2 (-3.4028234663852886e+38f);
+    this_1->peaks_0[0U] = _S33;
+    int2  _S34 = make_int2 (int(0));
+    float2  _S35 = make_float2 ((float)_S34.x, (float)_S34.y);
+    this_1->totals_0[0U] = _S35;
+    uint4  _S36 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S36;
+    uint4  _S37 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S37;
+    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S38;
+    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S39;
+    this_1->peaks_0[1U] = _S33;
+    this_1->totals_0[1U] = _S35;
+    int4  _S40 = make_int4 (int(0));
+    float4  _S41 = make_float4 ((float)_S40.x, (float)_S40.y, (float)_S40.z, (float)_S40.w);
+    this_1->sums_0[0U] = _S41;
+    this_1->sums_0[1U] = _S41;
+    this_1->sums_0[2U] = _S41;
+    this_1->sums_0[3U] = _S41;
+    this_1->sums_0[4U] = _S41;
+    this_1->sums_0[5U] = _S41;
+    this_1->sums_0[6U] = _S41;
+    this_1->sums_0[7U] = _S41;
+    this_1->sums_0[8U] = _S41;
+    this_1->sums_0[9U] = _S41;
+    this_1->sums_0[10U] = _S41;
+    this_1->sums_0[11U] = _S41;
+    this_1->sums_0[12U] = _S41;
+    this_1->sums_0[13U] = _S41;
+    this_1->sums_0[14U] = _S41;
+    this_1->sums_0[15U] = _S41;
     return;
 }
 
@@ -316,64 +322,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S41;
-    (&_S41)->begin_0 = begin_1;
-    (&_S41)->page_size_1 = page_size_2;
-    (&_S41)->pages_1 = pages_2;
-    (&_S41)->length_0 = length_1;
-    return _S41;
+    SequenceTable_0 _S42;
+    (&_S42)->begin_0 = begin_1;
+    (&_S42)->page_size_1 = page_size_2;
+    (&_S42)->pages_1 = pages_2;
+    (&_S42)->length_0 = length_1;
+    return _S42;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_5, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S42 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S43 = _S42 + 1U;
-    uint _S44 = __ldg((&(sequences_0)[_S42]));
-    return SequenceTable_x24init_0(_S43, page_size_3, pages_3, (U32_min((_S44), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S43 = offset_5 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S44 = _S43 + 1U;
+    uint _S45 = __ldg((&(sequences_0)[_S43]));
+    return SequenceTable_x24init_0(_S44, page_size_3, pages_3, (U32_min((_S45), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_6, uint row_3)
 {
-    uint _S45 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
-    return _S45;
+    uint _S46 = __ldg((&(batch_2)[offset_6 + 2U + 2U * row_3]));
+    return _S46;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S46;
+    bool _S47;
     if(window_1 != 0U)
     {
-        _S46 = position_0 >= window_1;
+        _S47 = position_0 >= window_1;
     }
     else
     {
-        _S46 = false;
+        _S47 = false;
     }
-    uint _S47;
-    if(_S46)
+    uint _S48;
+    if(_S47)
     {
-        _S47 = position_0 - window_1 + 1U;
+        _S48 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S47 = 0U;
+        _S48 = 0U;
     }
-    return _S47;
+    return _S48;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S48 = this_2->length_0;
-    uint _S49;
+    uint _S49 = this_2->length_0;
+    uint _S50;
     if(position_1 < (this_2->length_0))
     {
-        _S49 = position_1 + 1U;
+        _S50 = position_1 + 1U;
     }
     else
     {
-        _S49 = _S48;
+        _S50 = _S49;
     }
-    return _S49;
+    return _S50;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -391,884 +397,884 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S50 = this_3->begin_0;
-    uint _S51 = this_3->page_size_1;
-    uint _S52 = position_2 / this_3->page_size_1;
-    uint _S53 = __ldg((&(sequences_1)[_S50 + _S52]));
-    uint _S54 = (U32_min((_S53), (this_3->pages_1 - 1U))) * _S51;
-    uint _S55 = position_2 % _S51;
-    return _S54 + _S55;
+    uint _S51 = this_3->begin_0;
+    uint _S52 = this_3->page_size_1;
+    uint _S53 = position_2 / this_3->page_size_1;
+    uint _S54 = __ldg((&(sequences_1)[_S51 + _S53]));
+    uint _S55 = (U32_min((_S54), (this_3->pages_1 - 1U))) * _S52;
+    uint _S56 = position_2 % _S52;
+    return _S55 + _S56;
 }
 
 __device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S56 = make_int4 (int(0));
-    float4  _S57 = make_float4 ((float)_S56.x, (float)_S56.y, (float)_S56.z, (float)_S56.w);
-    this_4->scores_0[0U] = _S57;
-    this_4->scores_0[1U] = _S57;
-    this_4->scores_0[2U] = _S57;
-    this_4->scores_0[3U] = _S57;
-    this_4->scores_0[4U] = _S57;
-    this_4->scores_0[5U] = _S57;
-    this_4->scores_0[6U] = _S57;
-    this_4->scores_0[7U] = _S57;
-    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S59 = uint2 {_S58.x, _S58.y};
-    float4  _S60 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S59), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S60;
-    uint2  _S61 = uint2 {_S58.z, _S58.w};
-    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S61), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S62;
-    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S59), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S63;
-    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S61), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S64;
-    uint4  _S65 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S66 = uint2 {_S65.x, _S65.y};
-    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S66), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S67;
-    uint2  _S68 = uint2 {_S65.z, _S65.w};
-    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S68), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S69;
-    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S66), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S70;
-    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S68), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S71;
-    uint4  _S72 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S73 = uint2 {_S72.x, _S72.y};
-    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S73), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S74;
-    uint2  _S75 = uint2 {_S72.z, _S72.w};
-    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S75), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S76;
-    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S73), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S77;
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S75), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S78;
-    uint4  _S79 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S80 = uint2 {_S79.x, _S79.y};
-    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S80), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S81;
-    uint2  _S82 = uint2 {_S79.z, _S79.w};
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S82), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S83;
-    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S80), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S84;
-    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S82), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S85;
-    uint4  _S86 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S87 = uint2 {_S86.x, _S86.y};
-    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S87), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S88;
-    uint2  _S89 = uint2 {_S86.z, _S86.w};
-    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S89), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S90;
-    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S87), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S91;
-    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S89), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S92;
-    uint4  _S93 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S94 = uint2 {_S93.x, _S93.y};
-    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S94), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S95;
-    uint2  _S96 = uint2 {_S93.z, _S93.w};
-    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S96), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S97;
-    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S94), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S98;
-    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S96), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S99;
-    uint4  _S100 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S101 = uint2 {_S100.x, _S100.y};
-    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S101), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S102;
-    uint2  _S103 = uint2 {_S100.z, _S100.w};
-    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S103), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S104;
-    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S101), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S105;
-    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S103), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S106;
-    uint4  _S107 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S108 = uint2 {_S107.x, _S107.y};
-    float4  _S109 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S108), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S109;
-    uint2  _S110 = uint2 {_S107.z, _S107.w};
-    float4  _S111 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S110), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S111;
-    float4  _S112 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S108), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S112;
-    float4  _S113 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S110), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S113;
+    int4  _S57 = make_int4 (int(0));
+    float4  _S58 = make_float4 ((float)_S57.x, (float)_S57.y, (float)_S57.z, (float)_S57.w);
+    this_4->scores_0[0U] = _S58;
+    this_4->scores_0[1U] = _S58;
+    this_4->scores_0[2U] = _S58;
+    this_4->scores_0[3U] = _S58;
+    this_4->scores_0[4U] = _S58;
+    this_4->scores_0[5U] = _S58;
+    this_4->scores_0[6U] = _S58;
+    this_4->scores_0[7U] = _S58;
+    uint4  _S59 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S60 = uint2 {_S59.x, _S59.y};
+    float4  _S61 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S60), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S61;
+    uint2  _S62 = uint2 {_S59.z, _S59.w};
+    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S62), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S63;
+    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S60), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S64;
+    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S62), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S65;
+    uint4  _S66 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S67 = uint2 {_S66.x, _S66.y};
+    float4  _S68 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S67), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S68;
+    uint2  _S69 = uint2 {_S66.z, _S66.w};
+    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S69), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S70;
+    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S67), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S71;
+    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S69), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S72;
+    uint4  _S73 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S74 = uint2 {_S73.x, _S73.y};
+    float4  _S75 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S74), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S75;
+    uint2  _S76 = uint2 {_S73.z, _S73.w};
+    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S76), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S77;
+    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S74), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S78;
+    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S76), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S79;
+    uint4  _S80 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S81 = uint2 {_S80.x, _S80.y};
+    float4  _S82 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S81), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S82;
+    uint2  _S83 = uint2 {_S80.z, _S80.w};
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S83), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S84;
+    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S81), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S85;
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S83), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S86;
+    uint4  _S87 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S88 = uint2 {_S87.x, _S87.y};
+    float4  _S89 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S88), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S89;
+    uint2  _S90 = uint2 {_S87.z, _S87.w};
+    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S90), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S91;
+    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S88), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S92;
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S90), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S93;
+    uint4  _S94 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S95 = uint2 {_S94.x, _S94.y};
+    float4  _S96 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S95), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S96;
+    uint2  _S97 = uint2 {_S94.z, _S94.w};
+    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S97), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S98;
+    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S95), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S99;
+    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S97), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S100;
+    uint4  _S101 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S102 = uint2 {_S101.x, _S101.y};
+    float4  _S103 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S102), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S103;
+    uint2  _S104 = uint2 {_S101.z, _S101.w};
+    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S104), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S105;
+    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S102), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S106;
+    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S104), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S107;
+    uint4  _S108 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S109 = uint2 {_S108.x, _S108.y};
+    float4  _S110 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S109), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S110;
+    uint2  _S111 = uint2 {_S108.z, _S108.w};
+    float4  _S112 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S111), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S112;
+    float4  _S113 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S109), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S113;
+    float4  _S114 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S111), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S114;
     return;
 }
 
 __device__ void Attending_weigh_0(Attending_0 * this_5, uint at_1, bool partly_0)
 {
-    bool _S114;
+    bool _S115;
     if(partly_0)
     {
-        uint2  _S115 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
-        uint _S116 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S117 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
-        if(_S116 < _S117)
+        uint2  _S116 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S117 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S118 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
+        if(_S117 < _S118)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S116 >= (_S115.y);
+            _S115 = _S117 >= (_S116.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S118 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S118 < _S117)
+        uint _S119 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S119 < _S118)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S118 >= (_S115.y);
+            _S115 = _S119 >= (_S116.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S119 = at_1 + 8U;
-        uint _S120 = _S119 + this_5->lane_0 % 4U * 2U;
-        if(_S120 < _S117)
+        uint _S120 = at_1 + 8U;
+        uint _S121 = _S120 + this_5->lane_0 % 4U * 2U;
+        if(_S121 < _S118)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S120 >= (_S115.y);
+            _S115 = _S121 >= (_S116.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S121 = _S119 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S121 < _S117)
+        uint _S122 = _S120 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S122 < _S118)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S121 >= (_S115.y);
+            _S115 = _S122 >= (_S116.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S122 = at_1 + 16U;
-        uint _S123 = _S122 + this_5->lane_0 % 4U * 2U;
-        if(_S123 < _S117)
+        uint _S123 = at_1 + 16U;
+        uint _S124 = _S123 + this_5->lane_0 % 4U * 2U;
+        if(_S124 < _S118)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S123 >= (_S115.y);
+            _S115 = _S124 >= (_S116.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S124 = _S122 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S124 < _S117)
+        uint _S125 = _S123 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S125 < _S118)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S124 >= (_S115.y);
+            _S115 = _S125 >= (_S116.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S125 = at_1 + 24U;
-        uint _S126 = _S125 + this_5->lane_0 % 4U * 2U;
-        if(_S126 < _S117)
+        uint _S126 = at_1 + 24U;
+        uint _S127 = _S126 + this_5->lane_0 % 4U * 2U;
+        if(_S127 < _S118)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S126 >= (_S115.y);
+            _S115 = _S127 >= (_S116.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S127 = _S125 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S127 < _S117)
+        uint _S128 = _S126 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S128 < _S118)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S127 >= (_S115.y);
+            _S115 = _S128 >= (_S116.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S128 = *&((&this_5->peaks_0[0U])->x);
-    float _S129 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S128), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S130 = (__shfl_xor_sync(0xffffffffu, (_S129), (1U)));
-    float _S131 = (F32_max((_S129), (_S130)));
-    float _S132 = (__shfl_xor_sync(0xffffffffu, (_S131), (2U)));
-    float _S133 = (F32_max((_S131), (_S132)));
-    float _S134 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S133)));
-    *&((&this_5->peaks_0[0U])->x) = _S133;
-    float _S135 = _S134 * *&((&this_5->totals_0[0U])->x);
-    float _S136 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S133)));
-    *&((&this_5->scores_0[0U])->x) = _S136;
-    float total_0 = _S135 + _S136;
-    float _S137 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S133)));
-    *&((&this_5->scores_0[0U])->y) = _S137;
-    float total_1 = total_0 + _S137;
-    float _S138 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S133)));
-    *&((&this_5->scores_0[1U])->x) = _S138;
-    float total_2 = total_1 + _S138;
-    float _S139 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S133)));
-    *&((&this_5->scores_0[1U])->y) = _S139;
-    float total_3 = total_2 + _S139;
-    float _S140 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S133)));
-    *&((&this_5->scores_0[2U])->x) = _S140;
-    float total_4 = total_3 + _S140;
-    float _S141 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S133)));
-    *&((&this_5->scores_0[2U])->y) = _S141;
-    float total_5 = total_4 + _S141;
-    float _S142 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S133)));
-    *&((&this_5->scores_0[3U])->x) = _S142;
-    float total_6 = total_5 + _S142;
-    float _S143 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S133)));
-    *&((&this_5->scores_0[3U])->y) = _S143;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S143;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S134;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S134;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S134;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S134;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S134;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S134;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S134;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S134;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S134;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S134;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S134;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S134;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S134;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S134;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S134;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S134;
+    float _S129 = *&((&this_5->peaks_0[0U])->x);
+    float _S130 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S129), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S131 = (__shfl_xor_sync(0xffffffffu, (_S130), (1U)));
+    float _S132 = (F32_max((_S130), (_S131)));
+    float _S133 = (__shfl_xor_sync(0xffffffffu, (_S132), (2U)));
+    float _S134 = (F32_max((_S132), (_S133)));
+    float _S135 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S134)));
+    *&((&this_5->peaks_0[0U])->x) = _S134;
+    float _S136 = _S135 * *&((&this_5->totals_0[0U])->x);
+    float _S137 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S134)));
+    *&((&this_5->scores_0[0U])->x) = _S137;
+    float total_0 = _S136 + _S137;
+    float _S138 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S134)));
+    *&((&this_5->scores_0[0U])->y) = _S138;
+    float total_1 = total_0 + _S138;
+    float _S139 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S134)));
+    *&((&this_5->scores_0[1U])->x) = _S139;
+    float total_2 = total_1 + _S139;
+    float _S140 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S134)));
+    *&((&this_5->scores_0[1U])->y) = _S140;
+    float total_3 = total_2 + _S140;
+    float _S141 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S134)));
+    *&((&this_5->scores_0[2U])->x) = _S141;
+    float total_4 = total_3 + _S141;
+    float _S142 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S134)));
+    *&((&this_5->scores_0[2U])->y) = _S142;
+    float total_5 = total_4 + _S142;
+    float _S143 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S134)));
+    *&((&this_5->scores_0[3U])->x) = _S143;
+    float total_6 = total_5 + _S143;
+    float _S144 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S134)));
+    *&((&this_5->scores_0[3U])->y) = _S144;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S144;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S135;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S135;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S135;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S135;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S135;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S135;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S135;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S135;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S135;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S135;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S135;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S135;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S135;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S135;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S135;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S135;
     if(partly_0)
     {
-        uint2  _S144 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
-        uint _S145 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S146 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
-        if(_S145 < _S146)
+        uint2  _S145 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S146 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S147 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S146 < _S147)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S145 >= (_S144.y);
+            _S115 = _S146 >= (_S145.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S147 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S147 < _S146)
+        uint _S148 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S148 < _S147)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S147 >= (_S144.y);
+            _S115 = _S148 >= (_S145.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S148 = at_1 + 8U;
-        uint _S149 = _S148 + this_5->lane_0 % 4U * 2U;
-        if(_S149 < _S146)
+        uint _S149 = at_1 + 8U;
+        uint _S150 = _S149 + this_5->lane_0 % 4U * 2U;
+        if(_S150 < _S147)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S149 >= (_S144.y);
+            _S115 = _S150 >= (_S145.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S150 = _S148 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S150 < _S146)
+        uint _S151 = _S149 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S151 < _S147)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S150 >= (_S144.y);
+            _S115 = _S151 >= (_S145.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S151 = at_1 + 16U;
-        uint _S152 = _S151 + this_5->lane_0 % 4U * 2U;
-        if(_S152 < _S146)
+        uint _S152 = at_1 + 16U;
+        uint _S153 = _S152 + this_5->lane_0 % 4U * 2U;
+        if(_S153 < _S147)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S152 >= (_S144.y);
+            _S115 = _S153 >= (_S145.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S153 = _S151 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S153 < _S146)
+        uint _S154 = _S152 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S154 < _S147)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S153 >= (_S144.y);
+            _S115 = _S154 >= (_S145.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S154 = at_1 + 24U;
-        uint _S155 = _S154 + this_5->lane_0 % 4U * 2U;
-        if(_S155 < _S146)
+        uint _S155 = at_1 + 24U;
+        uint _S156 = _S155 + this_5->lane_0 % 4U * 2U;
+        if(_S156 < _S147)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S155 >= (_S144.y);
+            _S115 = _S156 >= (_S145.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S156 = _S154 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S156 < _S146)
+        uint _S157 = _S155 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S157 < _S147)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S156 >= (_S144.y);
+            _S115 = _S157 >= (_S145.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S157 = *&((&this_5->peaks_0[0U])->y);
-    float _S158 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S157), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S159 = (__shfl_xor_sync(0xffffffffu, (_S158), (1U)));
-    float _S160 = (F32_max((_S158), (_S159)));
-    float _S161 = (__shfl_xor_sync(0xffffffffu, (_S160), (2U)));
-    float _S162 = (F32_max((_S160), (_S161)));
-    float _S163 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S162)));
-    *&((&this_5->peaks_0[0U])->y) = _S162;
-    float _S164 = _S163 * *&((&this_5->totals_0[0U])->y);
-    float _S165 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S162)));
-    *&((&this_5->scores_0[0U])->z) = _S165;
-    float total_7 = _S164 + _S165;
-    float _S166 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S162)));
-    *&((&this_5->scores_0[0U])->w) = _S166;
-    float total_8 = total_7 + _S166;
-    float _S167 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S162)));
-    *&((&this_5->scores_0[1U])->z) = _S167;
-    float total_9 = total_8 + _S167;
-    float _S168 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S162)));
-    *&((&this_5->scores_0[1U])->w) = _S168;
-    float total_10 = total_9 + _S168;
-    float _S169 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S162)));
-    *&((&this_5->scores_0[2U])->z) = _S169;
-    float total_11 = total_10 + _S169;
-    float _S170 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S162)));
-    *&((&this_5->scores_0[2U])->w) = _S170;
-    float total_12 = total_11 + _S170;
-    float _S171 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S162)));
-    *&((&this_5->scores_0[3U])->z) = _S171;
-    float total_13 = total_12 + _S171;
-    float _S172 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S162)));
-    *&((&this_5->scores_0[3U])->w) = _S172;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S172;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S163;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S163;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S163;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S163;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S163;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S163;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S163;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S163;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S163;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S163;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S163;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S163;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S163;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S163;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S163;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S163;
+    float _S158 = *&((&this_5->peaks_0[0U])->y);
+    float _S159 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S158), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S160 = (__shfl_xor_sync(0xffffffffu, (_S159), (1U)));
+    float _S161 = (F32_max((_S159), (_S160)));
+    float _S162 = (__shfl_xor_sync(0xffffffffu, (_S161), (2U)));
+    float _S163 = (F32_max((_S161), (_S162)));
+    float _S164 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S163)));
+    *&((&this_5->peaks_0[0U])->y) = _S163;
+    float _S165 = _S164 * *&((&this_5->totals_0[0U])->y);
+    float _S166 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S163)));
+    *&((&this_5->scores_0[0U])->z) = _S166;
+    float total_7 = _S165 + _S166;
+    float _S167 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S163)));
+    *&((&this_5->scores_0[0U])->w) = _S167;
+    float total_8 = total_7 + _S167;
+    float _S168 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S163)));
+    *&((&this_5->scores_0[1U])->z) = _S168;
+    float total_9 = total_8 + _S168;
+    float _S169 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S163)));
+    *&((&this_5->scores_0[1U])->w) = _S169;
+    float total_10 = total_9 + _S169;
+    float _S170 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S163)));
+    *&((&this_5->scores_0[2U])->z) = _S170;
+    float total_11 = total_10 + _S170;
+    float _S171 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S163)));
+    *&((&this_5->scores_0[2U])->w) = _S171;
+    float total_12 = total_11 + _S171;
+    float _S172 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S163)));
+    *&((&this_5->scores_0[3U])->z) = _S172;
+    float total_13 = total_12 + _S172;
+    float _S173 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S163)));
+    *&((&this_5->scores_0[3U])->w) = _S173;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S173;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S164;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S164;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S164;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S164;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S164;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S164;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S164;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S164;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S164;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S164;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S164;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S164;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S164;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S164;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S164;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S164;
     if(partly_0)
     {
-        uint2  _S173 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U];
-        uint _S174 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S175 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U].x;
-        if(_S174 < _S175)
+        uint2  _S174 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U];
+        uint _S175 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S176 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U].x;
+        if(_S175 < _S176)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S174 >= (_S173.y);
+            _S115 = _S175 >= (_S174.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[4U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S176 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S176 < _S175)
+        uint _S177 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S177 < _S176)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S176 >= (_S173.y);
+            _S115 = _S177 >= (_S174.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[4U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S177 = at_1 + 8U;
-        uint _S178 = _S177 + this_5->lane_0 % 4U * 2U;
-        if(_S178 < _S175)
+        uint _S178 = at_1 + 8U;
+        uint _S179 = _S178 + this_5->lane_0 % 4U * 2U;
+        if(_S179 < _S176)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S178 >= (_S173.y);
+            _S115 = _S179 >= (_S174.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[5U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S179 = _S177 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S179 < _S175)
+        uint _S180 = _S178 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S180 < _S176)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S179 >= (_S173.y);
+            _S115 = _S180 >= (_S174.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[5U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S180 = at_1 + 16U;
-        uint _S181 = _S180 + this_5->lane_0 % 4U * 2U;
-        if(_S181 < _S175)
+        uint _S181 = at_1 + 16U;
+        uint _S182 = _S181 + this_5->lane_0 % 4U * 2U;
+        if(_S182 < _S176)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S181 >= (_S173.y);
+            _S115 = _S182 >= (_S174.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[6U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S182 = _S180 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S182 < _S175)
+        uint _S183 = _S181 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S183 < _S176)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S182 >= (_S173.y);
+            _S115 = _S183 >= (_S174.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[6U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S183 = at_1 + 24U;
-        uint _S184 = _S183 + this_5->lane_0 % 4U * 2U;
-        if(_S184 < _S175)
+        uint _S184 = at_1 + 24U;
+        uint _S185 = _S184 + this_5->lane_0 % 4U * 2U;
+        if(_S185 < _S176)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S184 >= (_S173.y);
+            _S115 = _S185 >= (_S174.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[7U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S185 = _S183 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S185 < _S175)
+        uint _S186 = _S184 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S186 < _S176)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S185 >= (_S173.y);
+            _S115 = _S186 >= (_S174.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[7U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S186 = *&((&this_5->peaks_0[1U])->x);
-    float _S187 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S186), (*&((&this_5->scores_0[4U])->x))))), (*&((&this_5->scores_0[4U])->y))))), (*&((&this_5->scores_0[5U])->x))))), (*&((&this_5->scores_0[5U])->y))))), (*&((&this_5->scores_0[6U])->x))))), (*&((&this_5->scores_0[6U])->y))))), (*&((&this_5->scores_0[7U])->x))))), (*&((&this_5->scores_0[7U])->y))));
-    float _S188 = (__shfl_xor_sync(0xffffffffu, (_S187), (1U)));
-    float _S189 = (F32_max((_S187), (_S188)));
-    float _S190 = (__shfl_xor_sync(0xffffffffu, (_S189), (2U)));
-    float _S191 = (F32_max((_S189), (_S190)));
-    float _S192 = (wasmetal_power((*&((&this_5->peaks_0[1U])->x) - _S191)));
-    *&((&this_5->peaks_0[1U])->x) = _S191;
-    float _S193 = _S192 * *&((&this_5->totals_0[1U])->x);
-    float _S194 = (wasmetal_power((*&((&this_5->scores_0[4U])->x) - _S191)));
-    *&((&this_5->scores_0[4U])->x) = _S194;
-    float total_14 = _S193 + _S194;
-    float _S195 = (wasmetal_power((*&((&this_5->scores_0[4U])->y) - _S191)));
-    *&((&this_5->scores_0[4U])->y) = _S195;
-    float total_15 = total_14 + _S195;
-    float _S196 = (wasmetal_power((*&((&this_5->scores_0[5U])->x) - _S191)));
-    *&((&this_5->scores_0[5U])->x) = _S196;
-    float total_16 = total_15 + _S196;
-    float _S197 = (wasmetal_power((*&((&this_5->scores_0[5U])->y) - _S191)));
-    *&((&this_5->scores_0[5U])->y) = _S197;
-    float total_17 = total_16 + _S197;
-    float _S198 = (wasmetal_power((*&((&this_5->scores_0[6U])->x) - _S191)));
-    *&((&this_5->scores_0[6U])->x) = _S198;
-    float total_18 = total_17 + _S198;
-    float _S199 = (wasmetal_power((*&((&this_5->scores_0[6U])->y) - _S191)));
-    *&((&this_5->scores_0[6U])->y) = _S199;
-    float total_19 = total_18 + _S199;
-    float _S200 = (wasmetal_power((*&((&this_5->scores_0[7U])->x) - _S191)));
-    *&((&this_5->scores_0[7U])->x) = _S200;
-    float total_20 = total_19 + _S200;
-    float _S201 = (wasmetal_power((*&((&this_5->scores_0[7U])->y) - _S191)));
-    *&((&this_5->scores_0[7U])->y) = _S201;
-    *&((&this_5->totals_0[1U])->x) = total_20 + _S201;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S192;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S192;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S192;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S192;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S192;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S192;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S192;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S192;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S192;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S192;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S192;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S192;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S192;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S192;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S192;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S192;
+    float _S187 = *&((&this_5->peaks_0[1U])->x);
+    float _S188 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S187), (*&((&this_5->scores_0[4U])->x))))), (*&((&this_5->scores_0[4U])->y))))), (*&((&this_5->scores_0[5U])->x))))), (*&((&this_5->scores_0[5U])->y))))), (*&((&this_5->scores_0[6U])->x))))), (*&((&this_5->scores_0[6U])->y))))), (*&((&this_5->scores_0[7U])->x))))), (*&((&this_5->scores_0[7U])->y))));
+    float _S189 = (__shfl_xor_sync(0xffffffffu, (_S188), (1U)));
+    float _S190 = (F32_max((_S188), (_S189)));
+    float _S191 = (__shfl_xor_sync(0xffffffffu, (_S190), (2U)));
+    float _S192 = (F32_max((_S190), (_S191)));
+    float _S193 = (wasmetal_power((*&((&this_5->peaks_0[1U])->x) - _S192)));
+    *&((&this_5->peaks_0[1U])->x) = _S192;
+    float _S194 = _S193 * *&((&this_5->totals_0[1U])->x);
+    float _S195 = (wasmetal_power((*&((&this_5->scores_0[4U])->x) - _S192)));
+    *&((&this_5->scores_0[4U])->x) = _S195;
+    float total_14 = _S194 + _S195;
+    float _S196 = (wasmetal_power((*&((&this_5->scores_0[4U])->y) - _S192)));
+    *&((&this_5->scores_0[4U])->y) = _S196;
+    float total_15 = total_14 + _S196;
+    float _S197 = (wasmetal_power((*&((&this_5->scores_0[5U])->x) - _S192)));
+    *&((&this_5->scores_0[5U])->x) = _S197;
+    float total_16 = total_15 + _S197;
+    float _S198 = (wasmetal_power((*&((&this_5->scores_0[5U])->y) - _S192)));
+    *&((&this_5->scores_0[5U])->y) = _S198;
+    float total_17 = total_16 + _S198;
+    float _S199 = (wasmetal_power((*&((&this_5->scores_0[6U])->x) - _S192)));
+    *&((&this_5->scores_0[6U])->x) = _S199;
+    float total_18 = total_17 + _S199;
+    float _S200 = (wasmetal_power((*&((&this_5->scores_0[6U])->y) - _S192)));
+    *&((&this_5->scores_0[6U])->y) = _S200;
+    float total_19 = total_18 + _S200;
+    float _S201 = (wasmetal_power((*&((&this_5->scores_0[7U])->x) - _S192)));
+    *&((&this_5->scores_0[7U])->x) = _S201;
+    float total_20 = total_19 + _S201;
+    float _S202 = (wasmetal_power((*&((&this_5->scores_0[7U])->y) - _S192)));
+    *&((&this_5->scores_0[7U])->y) = _S202;
+    *&((&this_5->totals_0[1U])->x) = total_20 + _S202;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S193;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S193;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S193;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S193;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S193;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S193;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S193;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S193;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S193;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S193;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S193;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S193;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S193;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S193;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S193;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S193;
     if(partly_0)
     {
-        uint2  _S202 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U];
-        uint _S203 = at_1 + this_5->lane_0 % 4U * 2U;
-        uint _S204 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U].x;
-        if(_S203 < _S204)
+        uint2  _S203 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U];
+        uint _S204 = at_1 + this_5->lane_0 % 4U * 2U;
+        uint _S205 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U].x;
+        if(_S204 < _S205)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S203 >= (_S202.y);
+            _S115 = _S204 >= (_S203.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[4U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S205 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S205 < _S204)
+        uint _S206 = at_1 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S206 < _S205)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S205 >= (_S202.y);
+            _S115 = _S206 >= (_S203.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[4U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S206 = at_1 + 8U;
-        uint _S207 = _S206 + this_5->lane_0 % 4U * 2U;
-        if(_S207 < _S204)
+        uint _S207 = at_1 + 8U;
+        uint _S208 = _S207 + this_5->lane_0 % 4U * 2U;
+        if(_S208 < _S205)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S207 >= (_S202.y);
+            _S115 = _S208 >= (_S203.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[5U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S208 = _S206 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S208 < _S204)
+        uint _S209 = _S207 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S209 < _S205)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S208 >= (_S202.y);
+            _S115 = _S209 >= (_S203.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[5U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S209 = at_1 + 16U;
-        uint _S210 = _S209 + this_5->lane_0 % 4U * 2U;
-        if(_S210 < _S204)
+        uint _S210 = at_1 + 16U;
+        uint _S211 = _S210 + this_5->lane_0 % 4U * 2U;
+        if(_S211 < _S205)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S210 >= (_S202.y);
+            _S115 = _S211 >= (_S203.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[6U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S211 = _S209 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S211 < _S204)
+        uint _S212 = _S210 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S212 < _S205)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S211 >= (_S202.y);
+            _S115 = _S212 >= (_S203.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[6U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S212 = at_1 + 24U;
-        uint _S213 = _S212 + this_5->lane_0 % 4U * 2U;
-        if(_S213 < _S204)
+        uint _S213 = at_1 + 24U;
+        uint _S214 = _S213 + this_5->lane_0 % 4U * 2U;
+        if(_S214 < _S205)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S213 >= (_S202.y);
+            _S115 = _S214 >= (_S203.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[7U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S214 = _S212 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S214 < _S204)
+        uint _S215 = _S213 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S215 < _S205)
         {
-            _S114 = true;
+            _S115 = true;
         }
         else
         {
-            _S114 = _S214 >= (_S202.y);
+            _S115 = _S215 >= (_S203.y);
         }
-        if(_S114)
+        if(_S115)
         {
             *&((&this_5->scores_0[7U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S215 = *&((&this_5->peaks_0[1U])->y);
-    float _S216 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S215), (*&((&this_5->scores_0[4U])->z))))), (*&((&this_5->scores_0[4U])->w))))), (*&((&this_5->scores_0[5U])->z))))), (*&((&this_5->scores_0[5U])->w))))), (*&((&this_5->scores_0[6U])->z))))), (*&((&this_5->scores_0[6U])->w))))), (*&((&this_5->scores_0[7U])->z))))), (*&((&this_5->scores_0[7U])->w))));
-    float _S217 = (__shfl_xor_sync(0xffffffffu, (_S216), (1U)));
-    float _S218 = (F32_max((_S216), (_S217)));
-    float _S219 = (__shfl_xor_sync(0xffffffffu, (_S218), (2U)));
-    float _S220 = (F32_max((_S218), (_S219)));
-    float _S221 = (wasmetal_power((*&((&this_5->peaks_0[1U])->y) - _S220)));
-    *&((&this_5->peaks_0[1U])->y) = _S220;
-    float _S222 = _S221 * *&((&this_5->totals_0[1U])->y);
-    float _S223 = (wasmetal_power((*&((&this_5->scores_0[4U])->z) - _S220)));
-    *&((&this_5->scores_0[4U])->z) = _S223;
-    float total_21 = _S222 + _S223;
-    float _S224 = (wasmetal_power((*&((&this_5->scores_0[4U])->w) - _S220)));
-    *&((&this_5->scores_0[4U])->w) = _S224;
-    float total_22 = total_21 + _S224;
-    float _S225 = (wasmetal_power((*&((&this_5->scores_0[5U])->z) - _S220)));
-    *&((&this_5->scores_0[5U])->z) = _S225;
-    float total_23 = total_22 + _S225;
-    float _S226 = (wasmetal_power((*&((&this_5->scores_0[5U])->w) - _S220)));
-    *&((&this_5->scores_0[5U])->w) = _S226;
-    float total_24 = total_23 + _S226;
-    float _S227 = (wasmetal_power((*&((&this_5->scores_0[6U])->z) - _S220)));
-    *&((&this_5->scores_0[6U])->z) = _S227;
-    float total_25 = total_24 + _S227;
-    float _S228 = (wasmetal_power((*&((&this_5->scores_0[6U])->w) - _S220)));
-    *&((&this_5->scores_0[6U])->w) = _S228;
-    float total_26 = total_25 + _S228;
-    float _S229 = (wasmetal_power((*&((&this_5->scores_0[7U])->z) - _S220)));
-    *&((&this_5->scores_0[7U])->z) = _S229;
-    float total_27 = total_26 + _S229;
-    float _S230 = (wasmetal_power((*&((&this_5->scores_0[7U])->w) - _S220)));
-    *&((&this_5->scores_0[7U])->w) = _S230;
-    *&((&this_5->totals_0[1U])->y) = total_27 + _S230;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S221;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S221;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S221;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S221;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S221;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S221;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S221;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S221;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S221;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S221;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S221;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S221;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S221;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S221;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S221;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S221;
+    float _S216 = *&((&this_5->peaks_0[1U])->y);
+    float _S217 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S216), (*&((&this_5->scores_0[4U])->z))))), (*&((&this_5->scores_0[4U])->w))))), (*&((&this_5->scores_0[5U])->z))))), (*&((&this_5->scores_0[5U])->w))))), (*&((&this_5->scores_0[6U])->z))))), (*&((&this_5->scores_0[6U])->w))))), (*&((&this_5->scores_0[7U])->z))))), (*&((&this_5->scores_0[7U])->w))));
+    float _S218 = (__shfl_xor_sync(0xffffffffu, (_S217), (1U)));
+    float _S219 = (F32_max((_S217), (_S218)));
+    float _S220 = (__shfl_xor_sync(0xffffffffu, (_S219), (2U)));
+    float _S221 = (F32_max((_S219), (_S220)));
+    float _S222 = (wasmetal_power((*&((&this_5->peaks_0[1U])->y) - _S221)));
+    *&((&this_5->peaks_0[1U])->y) = _S221;
+    float _S223 = _S222 * *&((&this_5->totals_0[1U])->y);
+    float _S224 = (wasmetal_power((*&((&this_5->scores_0[4U])->z) - _S221)));
+    *&((&this_5->scores_0[4U])->z) = _S224;
+    float total_21 = _S223 + _S224;
+    float _S225 = (wasmetal_power((*&((&this_5->scores_0[4U])->w) - _S221)));
+    *&((&this_5->scores_0[4U])->w) = _S225;
+    float total_22 = total_21 + _S225;
+    float _S226 = (wasmetal_power((*&((&this_5->scores_0[5U])->z) - _S221)));
+    *&((&this_5->scores_0[5U])->z) = _S226;
+    float total_23 = total_22 + _S226;
+    float _S227 = (wasmetal_power((*&((&this_5->scores_0[5U])->w) - _S221)));
+    *&((&this_5->scores_0[5U])->w) = _S227;
+    float total_24 = total_23 + _S227;
+    float _S228 = (wasmetal_power((*&((&this_5->scores_0[6U])->z) - _S221)));
+    *&((&this_5->scores_0[6U])->z) = _S228;
+    float total_25 = total_24 + _S228;
+    float _S229 = (wasmetal_power((*&((&this_5->scores_0[6U])->w) - _S221)));
+    *&((&this_5->scores_0[6U])->w) = _S229;
+    float total_26 = total_25 + _S229;
+    float _S230 = (wasmetal_power((*&((&this_5->scores_0[7U])->z) - _S221)));
+    *&((&this_5->scores_0[7U])->z) = _S230;
+    float total_27 = total_26 + _S230;
+    float _S231 = (wasmetal_power((*&((&this_5->scores_0[7U])->w) - _S221)));
+    *&((&this_5->scores_0[7U])->w) = _S231;
+    *&((&this_5->totals_0[1U])->y) = total_27 + _S231;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S222;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S222;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S222;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S222;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S222;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S222;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S222;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S222;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S222;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S222;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S222;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S222;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S222;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S222;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S222;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S222;
     return;
 }
 
 __device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
     FixedArray<uint4 , 2>  weights_0;
-    uint _S231 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S232 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S233 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S234 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S235 = make_uint4 (_S231, _S232, _S233, _S234);
-    weights_0[0U] = _S235;
-    uint _S236 = (wasmetal_as_halves((this_6->scores_0[4U].x), (this_6->scores_0[4U].y)));
-    uint _S237 = (wasmetal_as_halves((this_6->scores_0[4U].z), (this_6->scores_0[4U].w)));
-    uint _S238 = (wasmetal_as_halves((this_6->scores_0[5U].x), (this_6->scores_0[5U].y)));
-    uint _S239 = (wasmetal_as_halves((this_6->scores_0[5U].z), (this_6->scores_0[5U].w)));
-    uint4  _S240 = make_uint4 (_S236, _S237, _S238, _S239);
-    weights_0[1U] = _S240;
-    uint4  _S241 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + this_6->lane_0 / 16U])));
-    uint2  _S242 = uint2 {_S241.x, _S241.y};
-    float4  _S243 = (wasmetal_multiply_half((_S235), (_S242), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S243;
-    uint2  _S244 = uint2 {_S241.z, _S241.w};
-    float4  _S245 = (wasmetal_multiply_half((_S235), (_S244), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S245;
-    float4  _S246 = (wasmetal_multiply_half((_S240), (_S242), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S246;
-    float4  _S247 = (wasmetal_multiply_half((_S240), (_S244), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S247;
-    uint4  _S248 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 2U + this_6->lane_0 / 16U])));
-    uint2  _S249 = uint2 {_S248.x, _S248.y};
-    float4  _S250 = (wasmetal_multiply_half((_S235), (_S249), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S250;
-    uint2  _S251 = uint2 {_S248.z, _S248.w};
-    float4  _S252 = (wasmetal_multiply_half((_S235), (_S251), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S252;
-    float4  _S253 = (wasmetal_multiply_half((_S240), (_S249), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S253;
-    float4  _S254 = (wasmetal_multiply_half((_S240), (_S251), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S254;
-    uint4  _S255 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 4U + this_6->lane_0 / 16U])));
-    uint2  _S256 = uint2 {_S255.x, _S255.y};
-    float4  _S257 = (wasmetal_multiply_half((_S235), (_S256), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S257;
-    uint2  _S258 = uint2 {_S255.z, _S255.w};
-    float4  _S259 = (wasmetal_multiply_half((_S235), (_S258), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S259;
-    float4  _S260 = (wasmetal_multiply_half((_S240), (_S256), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S260;
-    float4  _S261 = (wasmetal_multiply_half((_S240), (_S258), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S261;
-    uint4  _S262 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 6U + this_6->lane_0 / 16U])));
-    uint2  _S263 = uint2 {_S262.x, _S262.y};
-    float4  _S264 = (wasmetal_multiply_half((_S235), (_S263), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S264;
-    uint2  _S265 = uint2 {_S262.z, _S262.w};
-    float4  _S266 = (wasmetal_multiply_half((_S235), (_S265), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S266;
-    float4  _S267 = (wasmetal_multiply_half((_S240), (_S263), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S267;
-    float4  _S268 = (wasmetal_multiply_half((_S240), (_S265), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S268;
+    uint _S232 = pack_halves_0(float2 {this_6->scores_0[0U].x, this_6->scores_0[0U].y});
+    uint _S233 = pack_halves_0(float2 {this_6->scores_0[0U].z, this_6->scores_0[0U].w});
+    uint _S234 = pack_halves_0(float2 {this_6->scores_0[1U].x, this_6->scores_0[1U].y});
+    uint _S235 = pack_halves_0(float2 {this_6->scores_0[1U].z, this_6->scores_0[1U].w});
+    uint4  _S236 = make_uint4 (_S232, _S233, _S234, _S235);
+    weights_0[0U] = _S236;
+    uint _S237 = pack_halves_0(float2 {this_6->scores_0[4U].x, this_6->scores_0[4U].y});
+    uint _S238 = pack_halves_0(float2 {this_6->scores_0[4U].z, this_6->scores_0[4U].w});
+    uint _S239 = pack_halves_0(float2 {this_6->scores_0[5U].x, this_6->scores_0[5U].y});
+    uint _S240 = pack_halves_0(float2 {this_6->scores_0[5U].z, this_6->scores_0[5U].w});
+    uint4  _S241 = make_uint4 (_S237, _S238, _S239, _S240);
+    weights_0[1U] = _S241;
+    uint4  _S242 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + this_6->lane_0 / 16U])));
+    uint2  _S243 = uint2 {_S242.x, _S242.y};
+    float4  _S244 = (wasmetal_multiply_half((_S236), (_S243), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S244;
+    uint2  _S245 = uint2 {_S242.z, _S242.w};
+    float4  _S246 = (wasmetal_multiply_half((_S236), (_S245), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S246;
+    float4  _S247 = (wasmetal_multiply_half((_S241), (_S243), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S247;
+    float4  _S248 = (wasmetal_multiply_half((_S241), (_S245), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S248;
+    uint4  _S249 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 2U + this_6->lane_0 / 16U])));
+    uint2  _S250 = uint2 {_S249.x, _S249.y};
+    float4  _S251 = (wasmetal_multiply_half((_S236), (_S250), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S251;
+    uint2  _S252 = uint2 {_S249.z, _S249.w};
+    float4  _S253 = (wasmetal_multiply_half((_S236), (_S252), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S253;
+    float4  _S254 = (wasmetal_multiply_half((_S241), (_S250), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S254;
+    float4  _S255 = (wasmetal_multiply_half((_S241), (_S252), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S255;
+    uint4  _S256 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 4U + this_6->lane_0 / 16U])));
+    uint2  _S257 = uint2 {_S256.x, _S256.y};
+    float4  _S258 = (wasmetal_multiply_half((_S236), (_S257), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S258;
+    uint2  _S259 = uint2 {_S256.z, _S256.w};
+    float4  _S260 = (wasmetal_multiply_half((_S236), (_S259), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S260;
+    float4  _S261 = (wasmetal_multiply_half((_S241), (_S257), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S261;
+    float4  _S262 = (wasmetal_multiply_half((_S241), (_S259), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S262;
+    uint4  _S263 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 6U + this_6->lane_0 / 16U])));
+    uint2  _S264 = uint2 {_S263.x, _S263.y};
+    float4  _S265 = (wasmetal_multiply_half((_S236), (_S264), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S265;
+    uint2  _S266 = uint2 {_S263.z, _S263.w};
+    float4  _S267 = (wasmetal_multiply_half((_S236), (_S266), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S267;
+    float4  _S268 = (wasmetal_multiply_half((_S241), (_S264), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S268;
+    float4  _S269 = (wasmetal_multiply_half((_S241), (_S266), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S269;
     FixedArray<uint4 , 2>  weights_1;
-    uint _S269 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S270 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S271 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S272 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S273 = make_uint4 (_S269, _S270, _S271, _S272);
-    weights_1[0U] = _S273;
-    uint _S274 = (wasmetal_as_halves((this_6->scores_0[6U].x), (this_6->scores_0[6U].y)));
-    uint _S275 = (wasmetal_as_halves((this_6->scores_0[6U].z), (this_6->scores_0[6U].w)));
-    uint _S276 = (wasmetal_as_halves((this_6->scores_0[7U].x), (this_6->scores_0[7U].y)));
-    uint _S277 = (wasmetal_as_halves((this_6->scores_0[7U].z), (this_6->scores_0[7U].w)));
-    uint4  _S278 = make_uint4 (_S274, _S275, _S276, _S277);
-    weights_1[1U] = _S278;
-    uint4  _S279 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + this_6->lane_0 / 16U])));
-    uint2  _S280 = uint2 {_S279.x, _S279.y};
-    float4  _S281 = (wasmetal_multiply_half((_S273), (_S280), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S281;
-    uint2  _S282 = uint2 {_S279.z, _S279.w};
-    float4  _S283 = (wasmetal_multiply_half((_S273), (_S282), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S283;
-    float4  _S284 = (wasmetal_multiply_half((_S278), (_S280), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S284;
-    float4  _S285 = (wasmetal_multiply_half((_S278), (_S282), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S285;
-    uint4  _S286 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 2U + this_6->lane_0 / 16U])));
-    uint2  _S287 = uint2 {_S286.x, _S286.y};
-    float4  _S288 = (wasmetal_multiply_half((_S273), (_S287), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S288;
-    uint2  _S289 = uint2 {_S286.z, _S286.w};
-    float4  _S290 = (wasmetal_multiply_half((_S273), (_S289), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S290;
-    float4  _S291 = (wasmetal_multiply_half((_S278), (_S287), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S291;
-    float4  _S292 = (wasmetal_multiply_half((_S278), (_S289), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S292;
-    uint4  _S293 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 4U + this_6->lane_0 / 16U])));
-    uint2  _S294 = uint2 {_S293.x, _S293.y};
-    float4  _S295 = (wasmetal_multiply_half((_S273), (_S294), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S295;
-    uint2  _S296 = uint2 {_S293.z, _S293.w};
-    float4  _S297 = (wasmetal_multiply_half((_S273), (_S296), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S297;
-    float4  _S298 = (wasmetal_multiply_half((_S278), (_S294), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S298;
-    float4  _S299 = (wasmetal_multiply_half((_S278), (_S296), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S299;
-    uint4  _S300 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 6U + this_6->lane_0 / 16U])));
-    uint2  _S301 = uint2 {_S300.x, _S300.y};
-    float4  _S302 = (wasmetal_multiply_half((_S273), (_S301), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S302;
-    uint2  _S303 = uint2 {_S300.z, _S300.w};
-    float4  _S304 = (wasmetal_multiply_half((_S273), (_S303), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S304;
-    float4  _S305 = (wasmetal_multiply_half((_S278), (_S301), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S305;
-    float4  _S306 = (wasmetal_multiply_half((_S278), (_S303), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S306;
+    uint _S270 = pack_halves_0(float2 {this_6->scores_0[2U].x, this_6->scores_0[2U].y});
+    uint _S271 = pack_halves_0(float2 {this_6->scores_0[2U].z, this_6->scores_0[2U].w});
+    uint _S272 = pack_halves_0(float2 {this_6->scores_0[3U].x, this_6->scores_0[3U].y});
+    uint _S273 = pack_halves_0(float2 {this_6->scores_0[3U].z, this_6->scores_0[3U].w});
+    uint4  _S274 = make_uint4 (_S270, _S271, _S272, _S273);
+    weights_1[0U] = _S274;
+    uint _S275 = pack_halves_0(float2 {this_6->scores_0[6U].x, this_6->scores_0[6U].y});
+    uint _S276 = pack_halves_0(float2 {this_6->scores_0[6U].z, this_6->scores_0[6U].w});
+    uint _S277 = pack_halves_0(float2 {this_6->scores_0[7U].x, this_6->scores_0[7U].y});
+    uint _S278 = pack_halves_0(float2 {this_6->scores_0[7U].z, this_6->scores_0[7U].w});
+    uint4  _S279 = make_uint4 (_S275, _S276, _S277, _S278);
+    weights_1[1U] = _S279;
+    uint4  _S280 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + this_6->lane_0 / 16U])));
+    uint2  _S281 = uint2 {_S280.x, _S280.y};
+    float4  _S282 = (wasmetal_multiply_half((_S274), (_S281), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S282;
+    uint2  _S283 = uint2 {_S280.z, _S280.w};
+    float4  _S284 = (wasmetal_multiply_half((_S274), (_S283), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S284;
+    float4  _S285 = (wasmetal_multiply_half((_S279), (_S281), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S285;
+    float4  _S286 = (wasmetal_multiply_half((_S279), (_S283), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S286;
+    uint4  _S287 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 2U + this_6->lane_0 / 16U])));
+    uint2  _S288 = uint2 {_S287.x, _S287.y};
+    float4  _S289 = (wasmetal_multiply_half((_S274), (_S288), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S289;
+    uint2  _S290 = uint2 {_S287.z, _S287.w};
+    float4  _S291 = (wasmetal_multiply_half((_S274), (_S290), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S291;
+    float4  _S292 = (wasmetal_multiply_half((_S279), (_S288), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S292;
+    float4  _S293 = (wasmetal_multiply_half((_S279), (_S290), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S293;
+    uint4  _S294 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 4U + this_6->lane_0 / 16U])));
+    uint2  _S295 = uint2 {_S294.x, _S294.y};
+    float4  _S296 = (wasmetal_multiply_half((_S274), (_S295), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S296;
+    uint2  _S297 = uint2 {_S294.z, _S294.w};
+    float4  _S298 = (wasmetal_multiply_half((_S274), (_S297), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S298;
+    float4  _S299 = (wasmetal_multiply_half((_S279), (_S295), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S299;
+    float4  _S300 = (wasmetal_multiply_half((_S279), (_S297), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S300;
+    uint4  _S301 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 6U + this_6->lane_0 / 16U])));
+    uint2  _S302 = uint2 {_S301.x, _S301.y};
+    float4  _S303 = (wasmetal_multiply_half((_S274), (_S302), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S303;
+    uint2  _S304 = uint2 {_S301.z, _S301.w};
+    float4  _S305 = (wasmetal_multiply_half((_S274), (_S304), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S305;
+    float4  _S306 = (wasmetal_multiply_half((_S279), (_S302), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S306;
+    float4  _S307 = (wasmetal_multiply_half((_S279), (_S304), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S307;
     return;
 }
 
@@ -1344,508 +1350,508 @@ __device__ float2  max_1(float2  x_5, float2  y_2)
 
 __device__ void Attending_join_0(Attending_0 * this_7)
 {
-    uint _S307 = this_7->own_0 / 32U * 576U + this_7->lane_0;
+    uint _S308 = this_7->own_0 / 32U * 576U + this_7->lane_0;
     if((this_7->part_0) != 0U)
     {
-        (*&tiles_0)[_S307] = asuint_0(make_float4 (this_7->peaks_0[0U].x, this_7->peaks_0[0U].y, this_7->totals_0[0U].x, this_7->totals_0[0U].y));
-        (*&tiles_0)[_S307 + 64U] = asuint_0(this_7->sums_0[0U]);
-        (*&tiles_0)[_S307 + 96U] = asuint_0(this_7->sums_0[1U]);
-        (*&tiles_0)[_S307 + 128U] = asuint_0(this_7->sums_0[2U]);
-        (*&tiles_0)[_S307 + 160U] = asuint_0(this_7->sums_0[3U]);
-        (*&tiles_0)[_S307 + 192U] = asuint_0(this_7->sums_0[4U]);
-        (*&tiles_0)[_S307 + 224U] = asuint_0(this_7->sums_0[5U]);
-        (*&tiles_0)[_S307 + 256U] = asuint_0(this_7->sums_0[6U]);
-        (*&tiles_0)[_S307 + 288U] = asuint_0(this_7->sums_0[7U]);
-        (*&tiles_0)[_S307 + 32U] = asuint_0(make_float4 (this_7->peaks_0[1U].x, this_7->peaks_0[1U].y, this_7->totals_0[1U].x, this_7->totals_0[1U].y));
-        (*&tiles_0)[_S307 + 320U] = asuint_0(this_7->sums_0[8U]);
-        (*&tiles_0)[_S307 + 352U] = asuint_0(this_7->sums_0[9U]);
-        (*&tiles_0)[_S307 + 384U] = asuint_0(this_7->sums_0[10U]);
-        (*&tiles_0)[_S307 + 416U] = asuint_0(this_7->sums_0[11U]);
-        (*&tiles_0)[_S307 + 448U] = asuint_0(this_7->sums_0[12U]);
-        (*&tiles_0)[_S307 + 480U] = asuint_0(this_7->sums_0[13U]);
-        (*&tiles_0)[_S307 + 512U] = asuint_0(this_7->sums_0[14U]);
-        (*&tiles_0)[_S307 + 544U] = asuint_0(this_7->sums_0[15U]);
+        (*&tiles_0)[_S308] = asuint_0(make_float4 (this_7->peaks_0[0U].x, this_7->peaks_0[0U].y, this_7->totals_0[0U].x, this_7->totals_0[0U].y));
+        (*&tiles_0)[_S308 + 64U] = asuint_0(this_7->sums_0[0U]);
+        (*&tiles_0)[_S308 + 96U] = asuint_0(this_7->sums_0[1U]);
+        (*&tiles_0)[_S308 + 128U] = asuint_0(this_7->sums_0[2U]);
+        (*&tiles_0)[_S308 + 160U] = asuint_0(this_7->sums_0[3U]);
+        (*&tiles_0)[_S308 + 192U] = asuint_0(this_7->sums_0[4U]);
+        (*&tiles_0)[_S308 + 224U] = asuint_0(this_7->sums_0[5U]);
+        (*&tiles_0)[_S308 + 256U] = asuint_0(this_7->sums_0[6U]);
+        (*&tiles_0)[_S308 + 288U] = asuint_0(this_7->sums_0[7U]);
+        (*&tiles_0)[_S308 + 32U] = asuint_0(make_float4 (this_7->peaks_0[1U].x, this_7->peaks_0[1U].y, this_7->totals_0[1U].x, this_7->totals_0[1U].y));
+        (*&tiles_0)[_S308 + 320U] = asuint_0(this_7->sums_0[8U]);
+        (*&tiles_0)[_S308 + 352U] = asuint_0(this_7->sums_0[9U]);
+        (*&tiles_0)[_S308 + 384U] = asuint_0(this_7->sums_0[10U]);
+        (*&tiles_0)[_S308 + 416U] = asuint_0(this_7->sums_0[11U]);
+        (*&tiles_0)[_S308 + 448U] = asuint_0(this_7->sums_0[12U]);
+        (*&tiles_0)[_S308 + 480U] = asuint_0(this_7->sums_0[13U]);
+        (*&tiles_0)[_S308 + 512U] = asuint_0(this_7->sums_0[14U]);
+        (*&tiles_0)[_S308 + 544U] = asuint_0(this_7->sums_0[15U]);
     }
     __syncthreads();
     if((this_7->part_0) == 0U)
     {
-        float4  _S308 = asfloat_0((*&tiles_0)[_S307]);
-        float2  _S309 = max_1(this_7->peaks_0[0U], float2 {_S308.x, _S308.y});
-        float _S310 = _S309.x;
-        float _S311 = (wasmetal_power((this_7->peaks_0[0U].x - _S310)));
-        float _S312 = _S309.y;
-        float _S313 = (wasmetal_power((this_7->peaks_0[0U].y - _S312)));
-        float2  _S314 = make_float2 (_S311, _S313);
-        float _S315 = (wasmetal_power((_S308.x - _S310)));
-        float _S316 = (wasmetal_power((_S308.y - _S312)));
-        float2  _S317 = make_float2 (_S315, _S316);
-        this_7->peaks_0[0U] = _S309;
-        this_7->totals_0[0U] = _S314 * this_7->totals_0[0U] + _S317 * float2 {_S308.z, _S308.w};
-        float4  _S318 = make_float4 (_S311, _S311, _S313, _S313);
-        float4  _S319 = make_float4 (_S315, _S315, _S316, _S316);
-        this_7->sums_0[0U] = _S318 * this_7->sums_0[0U] + _S319 * asfloat_0((*&tiles_0)[_S307 + 64U]);
-        this_7->sums_0[1U] = _S318 * this_7->sums_0[1U] + _S319 * asfloat_0((*&tiles_0)[_S307 + 96U]);
-        this_7->sums_0[2U] = _S318 * this_7->sums_0[2U] + _S319 * asfloat_0((*&tiles_0)[_S307 + 128U]);
-        this_7->sums_0[3U] = _S318 * this_7->sums_0[3U] + _S319 * asfloat_0((*&tiles_0)[_S307 + 160U]);
-        this_7->sums_0[4U] = _S318 * this_7->sums_0[4U] + _S319 * asfloat_0((*&tiles_0)[_S307 + 192U]);
-        this_7->sums_0[5U] = _S318 * this_7->sums_0[5U] + _S319 * asfloat_0((*&tiles_0)[_S307 + 224U]);
-        this_7->sums_0[6U] = _S318 * this_7->sums_0[6U] + _S319 * asfloat_0((*&tiles_0)[_S307 + 256U]);
-        this_7->sums_0[7U] = _S318 * this_7->sums_0[7U] + _S319 * asfloat_0((*&tiles_0)[_S307 + 288U]);
-        float4  _S320 = asfloat_0((*&tiles_0)[_S307 + 32U]);
-        float2  _S321 = max_1(this_7->peaks_0[1U], float2 {_S320.x, _S320.y});
-        float _S322 = _S321.x;
-        float _S323 = (wasmetal_power((this_7->peaks_0[1U].x - _S322)));
-        float _S324 = _S321.y;
-        float _S325 = (wasmetal_power((this_7->peaks_0[1U].y - _S324)));
-        float2  _S326 = make_float2 (_S323, _S325);
-        float _S327 = (wasmetal_power((_S320.x - _S322)));
-        float _S328 = (wasmetal_power((_S320.y - _S324)));
-        float2  _S329 = make_float2 (_S327, _S328);
-        this_7->peaks_0[1U] = _S321;
-        this_7->totals_0[1U] = _S326 * this_7->totals_0[1U] + _S329 * float2 {_S320.z, _S320.w};
-        float4  _S330 = make_float4 (_S323, _S323, _S325, _S325);
-        float4  _S331 = make_float4 (_S327, _S327, _S328, _S328);
-        this_7->sums_0[8U] = _S330 * this_7->sums_0[8U] + _S331 * asfloat_0((*&tiles_0)[_S307 + 320U]);
-        this_7->sums_0[9U] = _S330 * this_7->sums_0[9U] + _S331 * asfloat_0((*&tiles_0)[_S307 + 352U]);
-        this_7->sums_0[10U] = _S330 * this_7->sums_0[10U] + _S331 * asfloat_0((*&tiles_0)[_S307 + 384U]);
-        this_7->sums_0[11U] = _S330 * this_7->sums_0[11U] + _S331 * asfloat_0((*&tiles_0)[_S307 + 416U]);
-        this_7->sums_0[12U] = _S330 * this_7->sums_0[12U] + _S331 * asfloat_0((*&tiles_0)[_S307 + 448U]);
-        this_7->sums_0[13U] = _S330 * this_7->sums_0[13U] + _S331 * asfloat_0((*&tiles_0)[_S307 + 480U]);
-        this_7->sums_0[14U] = _S330 * this_7->sums_0[14U] + _S331 * asfloat_0((*&tiles_0)[_S307 + 512U]);
-        this_7->sums_0[15U] = _S330 * this_7->sums_0[15U] + _S331 * asfloat_0((*&tiles_0)[_S307 + 544U]);
+        float4  _S309 = asfloat_0((*&tiles_0)[_S308]);
+        float2  _S310 = max_1(this_7->peaks_0[0U], float2 {_S309.x, _S309.y});
+        float _S311 = _S310.x;
+        float _S312 = (wasmetal_power((this_7->peaks_0[0U].x - _S311)));
+        float _S313 = _S310.y;
+        float _S314 = (wasmetal_power((this_7->peaks_0[0U].y - _S313)));
+        float2  _S315 = make_float2 (_S312, _S314);
+        float _S316 = (wasmetal_power((_S309.x - _S311)));
+        float _S317 = (wasmetal_power((_S309.y - _S313)));
+        float2  _S318 = make_float2 (_S316, _S317);
+        this_7->peaks_0[0U] = _S310;
+        this_7->totals_0[0U] = _S315 * this_7->totals_0[0U] + _S318 * float2 {_S309.z, _S309.w};
+        float4  _S319 = make_float4 (_S312, _S312, _S314, _S314);
+        float4  _S320 = make_float4 (_S316, _S316, _S317, _S317);
+        this_7->sums_0[0U] = _S319 * this_7->sums_0[0U] + _S320 * asfloat_0((*&tiles_0)[_S308 + 64U]);
+        this_7->sums_0[1U] = _S319 * this_7->sums_0[1U] + _S320 * asfloat_0((*&tiles_0)[_S308 + 96U]);
+        this_7->sums_0[2U] = _S319 * this_7->sums_0[2U] + _S320 * asfloat_0((*&tiles_0)[_S308 + 128U]);
+        this_7->sums_0[3U] = _S319 * this_7->sums_0[3U] + _S320 * asfloat_0((*&tiles_0)[_S308 + 160U]);
+        this_7->sums_0[4U] = _S319 * this_7->sums_0[4U] + _S320 * asfloat_0((*&tiles_0)[_S308 + 192U]);
+        this_7->sums_0[5U] = _S319 * this_7->sums_0[5U] + _S320 * asfloat_0((*&tiles_0)[_S308 + 224U]);
+        this_7->sums_0[6U] = _S319 * this_7->sums_0[6U] + _S320 * asfloat_0((*&tiles_0)[_S308 + 256U]);
+        this_7->sums_0[7U] = _S319 * this_7->sums_0[7U] + _S320 * asfloat_0((*&tiles_0)[_S308 + 288U]);
+        float4  _S321 = asfloat_0((*&tiles_0)[_S308 + 32U]);
+        float2  _S322 = max_1(this_7->peaks_0[1U], float2 {_S321.x, _S321.y});
+        float _S323 = _S322.x;
+        float _S324 = (wasmetal_power((this_7->peaks_0[1U].x - _S323)));
+        float _S325 = _S322.y;
+        float _S326 = (wasmetal_power((this_7->peaks_0[1U].y - _S325)));
+        float2  _S327 = make_float2 (_S324, _S326);
+        float _S328 = (wasmetal_power((_S321.x - _S323)));
+        float _S329 = (wasmetal_power((_S321.y - _S325)));
+        float2  _S330 = make_float2 (_S328, _S329);
+        this_7->peaks_0[1U] = _S322;
+        this_7->totals_0[1U] = _S327 * this_7->totals_0[1U] + _S330 * float2 {_S321.z, _S321.w};
+        float4  _S331 = make_float4 (_S324, _S324, _S326, _S326);
+        float4  _S332 = make_float4 (_S328, _S328, _S329, _S329);
+        this_7->sums_0[8U] = _S331 * this_7->sums_0[8U] + _S332 * asfloat_0((*&tiles_0)[_S308 + 320U]);
+        this_7->sums_0[9U] = _S331 * this_7->sums_0[9U] + _S332 * asfloat_0((*&tiles_0)[_S308 + 352U]);
+        this_7->sums_0[10U] = _S331 * this_7->sums_0[10U] + _S332 * asfloat_0((*&tiles_0)[_S308 + 384U]);
+        this_7->sums_0[11U] = _S331 * this_7->sums_0[11U] + _S332 * asfloat_0((*&tiles_0)[_S308 + 416U]);
+        this_7->sums_0[12U] = _S331 * this_7->sums_0[12U] + _S332 * asfloat_0((*&tiles_0)[_S308 + 448U]);
+        this_7->sums_0[13U] = _S331 * this_7->sums_0[13U] + _S332 * asfloat_0((*&tiles_0)[_S308 + 480U]);
+        this_7->sums_0[14U] = _S331 * this_7->sums_0[14U] + _S332 * asfloat_0((*&tiles_0)[_S308 + 512U]);
+        this_7->sums_0[15U] = _S331 * this_7->sums_0[15U] + _S332 * asfloat_0((*&tiles_0)[_S308 + 544U]);
     }
     return;
 }
 
 __device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S332 = this_8->heads_1;
-    uint _S333 = query_2 / this_8->heads_1;
-    bool _S334;
-    if(_S333 < (this_8->rows_3))
+    uint _S333 = this_8->heads_1;
+    uint _S334 = query_2 / this_8->heads_1;
+    bool _S335;
+    if(_S334 < (this_8->rows_3))
     {
-        uint _S335 = query_2 % _S332;
-        _S334 = _S335 < (this_8->last_0);
+        uint _S336 = query_2 % _S333;
+        _S335 = _S336 < (this_8->last_0);
     }
     else
     {
-        _S334 = false;
+        _S335 = false;
     }
-    return _S334;
+    return _S335;
 }
 
 __device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_28)
 {
-    uint _S336 = this_9->sinks_at_0;
-    bool _S337;
+    uint _S337 = this_9->sinks_at_0;
+    bool _S338;
     if((this_9->sinks_at_0) != 4294967295U)
     {
-        bool _S338 = Target_has_0(this_9, query_3);
-        _S337 = _S338;
+        bool _S339 = Target_has_0(this_9, query_3);
+        _S338 = _S339;
     }
     else
     {
-        _S337 = false;
+        _S338 = false;
     }
-    float _S339;
-    if(_S337)
+    float _S340;
+    if(_S338)
     {
-        uint _S340 = query_3 % this_9->heads_1;
-        float _S341 = __ldg((&(this_9->sinks_0)[_S336 + _S340]));
-        _S339 = total_28 + (F32_exp2((1.4426950216293335f * _S341 - peak_0)));
+        uint _S341 = query_3 % this_9->heads_1;
+        float _S342 = __ldg((&(this_9->sinks_0)[_S337 + _S341]));
+        _S340 = total_28 + (F32_exp2((1.4426950216293335f * _S342 - peak_0)));
     }
     else
     {
-        _S339 = total_28;
+        _S340 = total_28;
     }
-    if(_S339 != 0.0f)
+    if(_S340 != 0.0f)
     {
-        _S339 = 1.0f / _S339;
+        _S340 = 1.0f / _S340;
     }
     else
     {
-        _S339 = 0.0f;
+        _S340 = 0.0f;
     }
-    return _S339;
+    return _S340;
 }
 
 __device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    uint _S342 = this_10->at_2;
-    uint _S343 = this_10->heads_1;
-    uint _S344 = query_4 / this_10->heads_1;
-    uint _S345 = _S342 + _S344 * this_10->stride_0;
-    uint _S346 = query_4 % _S343;
-    return _S345 + _S346 * this_10->head_dim_1;
+    uint _S343 = this_10->at_2;
+    uint _S344 = this_10->heads_1;
+    uint _S345 = query_4 / this_10->heads_1;
+    uint _S346 = _S343 + _S345 * this_10->stride_0;
+    uint _S347 = query_4 % _S344;
+    return _S346 + _S347 * this_10->head_dim_1;
 }
 
 __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 {
-    float _S347 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
-    float total_29 = *&((&this_11->totals_0[0U])->x) + _S347;
-    float _S348 = (__shfl_xor_sync(0xffffffffu, (total_29), (2U)));
-    uint _S349 = this_11->own_0;
-    uint _S350 = this_11->lane_0;
-    uint _S351 = this_11->own_0 + this_11->lane_0 / 4U;
-    float _S352 = Target_factor_0(target_0, _S351, *&((&this_11->peaks_0[0U])->x), total_29 + _S348);
-    bool _S353 = Target_has_0(target_0, _S351);
-    if(_S353)
+    float _S348 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_29 = *&((&this_11->totals_0[0U])->x) + _S348;
+    float _S349 = (__shfl_xor_sync(0xffffffffu, (total_29), (2U)));
+    uint _S350 = this_11->own_0;
+    uint _S351 = this_11->lane_0;
+    uint _S352 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S353 = Target_factor_0(target_0, _S352, *&((&this_11->peaks_0[0U])->x), total_29 + _S349);
+    bool _S354 = Target_has_0(target_0, _S352);
+    if(_S354)
     {
-        uint _S354 = Target_place_0(target_0, _S351);
-        uint _S355 = _S350 % 4U * 2U;
-        uint _S356 = target_0->head_dim_1;
-        if(_S355 < (target_0->head_dim_1))
+        uint _S355 = Target_place_0(target_0, _S352);
+        uint _S356 = _S351 % 4U * 2U;
+        uint _S357 = target_0->head_dim_1;
+        if(_S356 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S354 + _S355]) = _S352 * *&((&this_11->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S355 + _S356]) = _S353 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S357 = _S355 + 1U;
-        if(_S357 < _S356)
+        uint _S358 = _S356 + 1U;
+        if(_S358 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S357]) = _S352 * *&((&this_11->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S355 + _S358]) = _S353 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S358 = 8U + _S355;
-        if(_S358 < _S356)
+        uint _S359 = 8U + _S356;
+        if(_S359 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S358]) = _S352 * *&((&this_11->sums_0[1U])->x);
+            *(&(target_0->result_2)[_S355 + _S359]) = _S353 * *&((&this_11->sums_0[1U])->x);
         }
-        uint _S359 = _S358 + 1U;
-        if(_S359 < _S356)
+        uint _S360 = _S359 + 1U;
+        if(_S360 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S359]) = _S352 * *&((&this_11->sums_0[1U])->y);
+            *(&(target_0->result_2)[_S355 + _S360]) = _S353 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S360 = 16U + _S355;
-        if(_S360 < _S356)
+        uint _S361 = 16U + _S356;
+        if(_S361 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S360]) = _S352 * *&((&this_11->sums_0[2U])->x);
+            *(&(target_0->result_2)[_S355 + _S361]) = _S353 * *&((&this_11->sums_0[2U])->x);
         }
-        uint _S361 = _S360 + 1U;
-        if(_S361 < _S356)
+        uint _S362 = _S361 + 1U;
+        if(_S362 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S361]) = _S352 * *&((&this_11->sums_0[2U])->y);
+            *(&(target_0->result_2)[_S355 + _S362]) = _S353 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S362 = 24U + _S355;
-        if(_S362 < _S356)
+        uint _S363 = 24U + _S356;
+        if(_S363 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S362]) = _S352 * *&((&this_11->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S355 + _S363]) = _S353 * *&((&this_11->sums_0[3U])->x);
         }
-        uint _S363 = _S362 + 1U;
-        if(_S363 < _S356)
+        uint _S364 = _S363 + 1U;
+        if(_S364 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S363]) = _S352 * *&((&this_11->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S355 + _S364]) = _S353 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S364 = 32U + _S355;
-        if(_S364 < _S356)
+        uint _S365 = 32U + _S356;
+        if(_S365 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S364]) = _S352 * *&((&this_11->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S355 + _S365]) = _S353 * *&((&this_11->sums_0[4U])->x);
         }
-        uint _S365 = _S364 + 1U;
-        if(_S365 < _S356)
+        uint _S366 = _S365 + 1U;
+        if(_S366 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S365]) = _S352 * *&((&this_11->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S355 + _S366]) = _S353 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S366 = 40U + _S355;
-        if(_S366 < _S356)
+        uint _S367 = 40U + _S356;
+        if(_S367 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S366]) = _S352 * *&((&this_11->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S355 + _S367]) = _S353 * *&((&this_11->sums_0[5U])->x);
         }
-        uint _S367 = _S366 + 1U;
-        if(_S367 < _S356)
+        uint _S368 = _S367 + 1U;
+        if(_S368 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S367]) = _S352 * *&((&this_11->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S355 + _S368]) = _S353 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S368 = 48U + _S355;
-        if(_S368 < _S356)
+        uint _S369 = 48U + _S356;
+        if(_S369 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S368]) = _S352 * *&((&this_11->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S355 + _S369]) = _S353 * *&((&this_11->sums_0[6U])->x);
         }
-        uint _S369 = _S368 + 1U;
-        if(_S369 < _S356)
+        uint _S370 = _S369 + 1U;
+        if(_S370 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S369]) = _S352 * *&((&this_11->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S355 + _S370]) = _S353 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S370 = 56U + _S355;
-        if(_S370 < _S356)
+        uint _S371 = 56U + _S356;
+        if(_S371 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S370]) = _S352 * *&((&this_11->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S355 + _S371]) = _S353 * *&((&this_11->sums_0[7U])->x);
         }
-        uint _S371 = _S370 + 1U;
-        if(_S371 < _S356)
+        uint _S372 = _S371 + 1U;
+        if(_S372 < _S357)
         {
-            *(&(target_0->result_2)[_S354 + _S371]) = _S352 * *&((&this_11->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S355 + _S372]) = _S353 * *&((&this_11->sums_0[7U])->y);
         }
     }
-    float _S372 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
-    float total_30 = *&((&this_11->totals_0[0U])->y) + _S372;
-    float _S373 = (__shfl_xor_sync(0xffffffffu, (total_30), (2U)));
-    uint _S374 = _S349 + 8U + _S350 / 4U;
-    float _S375 = Target_factor_0(target_0, _S374, *&((&this_11->peaks_0[0U])->y), total_30 + _S373);
-    bool _S376 = Target_has_0(target_0, _S374);
-    if(_S376)
+    float _S373 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_30 = *&((&this_11->totals_0[0U])->y) + _S373;
+    float _S374 = (__shfl_xor_sync(0xffffffffu, (total_30), (2U)));
+    uint _S375 = _S350 + 8U + _S351 / 4U;
+    float _S376 = Target_factor_0(target_0, _S375, *&((&this_11->peaks_0[0U])->y), total_30 + _S374);
+    bool _S377 = Target_has_0(target_0, _S375);
+    if(_S377)
     {
-        uint _S377 = Target_place_0(target_0, _S374);
-        uint _S378 = _S350 % 4U * 2U;
-        uint _S379 = target_0->head_dim_1;
-        if(_S378 < (target_0->head_dim_1))
+        uint _S378 = Target_place_0(target_0, _S375);
+        uint _S379 = _S351 % 4U * 2U;
+        uint _S380 = target_0->head_dim_1;
+        if(_S379 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S377 + _S378]) = _S375 * *&((&this_11->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S378 + _S379]) = _S376 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S380 = _S378 + 1U;
-        if(_S380 < _S379)
+        uint _S381 = _S379 + 1U;
+        if(_S381 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S380]) = _S375 * *&((&this_11->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S378 + _S381]) = _S376 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S381 = 8U + _S378;
-        if(_S381 < _S379)
+        uint _S382 = 8U + _S379;
+        if(_S382 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S381]) = _S375 * *&((&this_11->sums_0[1U])->z);
+            *(&(target_0->result_2)[_S378 + _S382]) = _S376 * *&((&this_11->sums_0[1U])->z);
         }
-        uint _S382 = _S381 + 1U;
-        if(_S382 < _S379)
+        uint _S383 = _S382 + 1U;
+        if(_S383 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S382]) = _S375 * *&((&this_11->sums_0[1U])->w);
+            *(&(target_0->result_2)[_S378 + _S383]) = _S376 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S383 = 16U + _S378;
-        if(_S383 < _S379)
+        uint _S384 = 16U + _S379;
+        if(_S384 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S383]) = _S375 * *&((&this_11->sums_0[2U])->z);
+            *(&(target_0->result_2)[_S378 + _S384]) = _S376 * *&((&this_11->sums_0[2U])->z);
         }
-        uint _S384 = _S383 + 1U;
-        if(_S384 < _S379)
+        uint _S385 = _S384 + 1U;
+        if(_S385 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S384]) = _S375 * *&((&this_11->sums_0[2U])->w);
+            *(&(target_0->result_2)[_S378 + _S385]) = _S376 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S385 = 24U + _S378;
-        if(_S385 < _S379)
+        uint _S386 = 24U + _S379;
+        if(_S386 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S385]) = _S375 * *&((&this_11->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S378 + _S386]) = _S376 * *&((&this_11->sums_0[3U])->z);
         }
-        uint _S386 = _S385 + 1U;
-        if(_S386 < _S379)
+        uint _S387 = _S386 + 1U;
+        if(_S387 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S386]) = _S375 * *&((&this_11->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S378 + _S387]) = _S376 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S387 = 32U + _S378;
-        if(_S387 < _S379)
+        uint _S388 = 32U + _S379;
+        if(_S388 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S387]) = _S375 * *&((&this_11->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S378 + _S388]) = _S376 * *&((&this_11->sums_0[4U])->z);
         }
-        uint _S388 = _S387 + 1U;
-        if(_S388 < _S379)
+        uint _S389 = _S388 + 1U;
+        if(_S389 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S388]) = _S375 * *&((&this_11->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S378 + _S389]) = _S376 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S389 = 40U + _S378;
-        if(_S389 < _S379)
+        uint _S390 = 40U + _S379;
+        if(_S390 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S389]) = _S375 * *&((&this_11->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S378 + _S390]) = _S376 * *&((&this_11->sums_0[5U])->z);
         }
-        uint _S390 = _S389 + 1U;
-        if(_S390 < _S379)
+        uint _S391 = _S390 + 1U;
+        if(_S391 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S390]) = _S375 * *&((&this_11->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S378 + _S391]) = _S376 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S391 = 48U + _S378;
-        if(_S391 < _S379)
+        uint _S392 = 48U + _S379;
+        if(_S392 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S391]) = _S375 * *&((&this_11->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S378 + _S392]) = _S376 * *&((&this_11->sums_0[6U])->z);
         }
-        uint _S392 = _S391 + 1U;
-        if(_S392 < _S379)
+        uint _S393 = _S392 + 1U;
+        if(_S393 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S392]) = _S375 * *&((&this_11->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S378 + _S393]) = _S376 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S393 = 56U + _S378;
-        if(_S393 < _S379)
+        uint _S394 = 56U + _S379;
+        if(_S394 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S393]) = _S375 * *&((&this_11->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S378 + _S394]) = _S376 * *&((&this_11->sums_0[7U])->z);
         }
-        uint _S394 = _S393 + 1U;
-        if(_S394 < _S379)
+        uint _S395 = _S394 + 1U;
+        if(_S395 < _S380)
         {
-            *(&(target_0->result_2)[_S377 + _S394]) = _S375 * *&((&this_11->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S378 + _S395]) = _S376 * *&((&this_11->sums_0[7U])->w);
         }
     }
-    float _S395 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->x)), (1U)));
-    float total_31 = *&((&this_11->totals_0[1U])->x) + _S395;
-    float _S396 = (__shfl_xor_sync(0xffffffffu, (total_31), (2U)));
-    uint _S397 = _S349 + 16U;
-    uint _S398 = _S397 + _S350 / 4U;
-    float _S399 = Target_factor_0(target_0, _S398, *&((&this_11->peaks_0[1U])->x), total_31 + _S396);
-    bool _S400 = Target_has_0(target_0, _S398);
-    if(_S400)
+    float _S396 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->x)), (1U)));
+    float total_31 = *&((&this_11->totals_0[1U])->x) + _S396;
+    float _S397 = (__shfl_xor_sync(0xffffffffu, (total_31), (2U)));
+    uint _S398 = _S350 + 16U;
+    uint _S399 = _S398 + _S351 / 4U;
+    float _S400 = Target_factor_0(target_0, _S399, *&((&this_11->peaks_0[1U])->x), total_31 + _S397);
+    bool _S401 = Target_has_0(target_0, _S399);
+    if(_S401)
     {
-        uint _S401 = Target_place_0(target_0, _S398);
-        uint _S402 = _S350 % 4U * 2U;
-        uint _S403 = target_0->head_dim_1;
-        if(_S402 < (target_0->head_dim_1))
+        uint _S402 = Target_place_0(target_0, _S399);
+        uint _S403 = _S351 % 4U * 2U;
+        uint _S404 = target_0->head_dim_1;
+        if(_S403 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S401 + _S402]) = _S399 * *&((&this_11->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S402 + _S403]) = _S400 * *&((&this_11->sums_0[8U])->x);
         }
-        uint _S404 = _S402 + 1U;
-        if(_S404 < _S403)
+        uint _S405 = _S403 + 1U;
+        if(_S405 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S404]) = _S399 * *&((&this_11->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S402 + _S405]) = _S400 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S405 = 8U + _S402;
-        if(_S405 < _S403)
+        uint _S406 = 8U + _S403;
+        if(_S406 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S405]) = _S399 * *&((&this_11->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S402 + _S406]) = _S400 * *&((&this_11->sums_0[9U])->x);
         }
-        uint _S406 = _S405 + 1U;
-        if(_S406 < _S403)
+        uint _S407 = _S406 + 1U;
+        if(_S407 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S406]) = _S399 * *&((&this_11->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S402 + _S407]) = _S400 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S407 = 16U + _S402;
-        if(_S407 < _S403)
+        uint _S408 = 16U + _S403;
+        if(_S408 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S407]) = _S399 * *&((&this_11->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S402 + _S408]) = _S400 * *&((&this_11->sums_0[10U])->x);
         }
-        uint _S408 = _S407 + 1U;
-        if(_S408 < _S403)
+        uint _S409 = _S408 + 1U;
+        if(_S409 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S408]) = _S399 * *&((&this_11->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S402 + _S409]) = _S400 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S409 = 24U + _S402;
-        if(_S409 < _S403)
+        uint _S410 = 24U + _S403;
+        if(_S410 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S409]) = _S399 * *&((&this_11->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S402 + _S410]) = _S400 * *&((&this_11->sums_0[11U])->x);
         }
-        uint _S410 = _S409 + 1U;
-        if(_S410 < _S403)
+        uint _S411 = _S410 + 1U;
+        if(_S411 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S410]) = _S399 * *&((&this_11->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S402 + _S411]) = _S400 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S411 = 32U + _S402;
-        if(_S411 < _S403)
+        uint _S412 = 32U + _S403;
+        if(_S412 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S411]) = _S399 * *&((&this_11->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S402 + _S412]) = _S400 * *&((&this_11->sums_0[12U])->x);
         }
-        uint _S412 = _S411 + 1U;
-        if(_S412 < _S403)
+        uint _S413 = _S412 + 1U;
+        if(_S413 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S412]) = _S399 * *&((&this_11->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S402 + _S413]) = _S400 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S413 = 40U + _S402;
-        if(_S413 < _S403)
+        uint _S414 = 40U + _S403;
+        if(_S414 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S413]) = _S399 * *&((&this_11->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S402 + _S414]) = _S400 * *&((&this_11->sums_0[13U])->x);
         }
-        uint _S414 = _S413 + 1U;
-        if(_S414 < _S403)
+        uint _S415 = _S414 + 1U;
+        if(_S415 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S414]) = _S399 * *&((&this_11->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S402 + _S415]) = _S400 * *&((&this_11->sums_0[13U])->y);
         }
-        uint _S415 = 48U + _S402;
-        if(_S415 < _S403)
+        uint _S416 = 48U + _S403;
+        if(_S416 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S415]) = _S399 * *&((&this_11->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S402 + _S416]) = _S400 * *&((&this_11->sums_0[14U])->x);
         }
-        uint _S416 = _S415 + 1U;
-        if(_S416 < _S403)
+        uint _S417 = _S416 + 1U;
+        if(_S417 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S416]) = _S399 * *&((&this_11->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S402 + _S417]) = _S400 * *&((&this_11->sums_0[14U])->y);
         }
-        uint _S417 = 56U + _S402;
-        if(_S417 < _S403)
+        uint _S418 = 56U + _S403;
+        if(_S418 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S417]) = _S399 * *&((&this_11->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S402 + _S418]) = _S400 * *&((&this_11->sums_0[15U])->x);
         }
-        uint _S418 = _S417 + 1U;
-        if(_S418 < _S403)
+        uint _S419 = _S418 + 1U;
+        if(_S419 < _S404)
         {
-            *(&(target_0->result_2)[_S401 + _S418]) = _S399 * *&((&this_11->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S402 + _S419]) = _S400 * *&((&this_11->sums_0[15U])->y);
         }
     }
-    float _S419 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->y)), (1U)));
-    float total_32 = *&((&this_11->totals_0[1U])->y) + _S419;
-    float _S420 = (__shfl_xor_sync(0xffffffffu, (total_32), (2U)));
-    uint _S421 = _S397 + 8U + _S350 / 4U;
-    float _S422 = Target_factor_0(target_0, _S421, *&((&this_11->peaks_0[1U])->y), total_32 + _S420);
-    bool _S423 = Target_has_0(target_0, _S421);
-    if(_S423)
+    float _S420 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->y)), (1U)));
+    float total_32 = *&((&this_11->totals_0[1U])->y) + _S420;
+    float _S421 = (__shfl_xor_sync(0xffffffffu, (total_32), (2U)));
+    uint _S422 = _S398 + 8U + _S351 / 4U;
+    float _S423 = Target_factor_0(target_0, _S422, *&((&this_11->peaks_0[1U])->y), total_32 + _S421);
+    bool _S424 = Target_has_0(target_0, _S422);
+    if(_S424)
     {
-        uint _S424 = Target_place_0(target_0, _S421);
-        uint _S425 = _S350 % 4U * 2U;
-        uint _S426 = target_0->head_dim_1;
-        if(_S425 < (target_0->head_dim_1))
+        uint _S425 = Target_place_0(target_0, _S422);
+        uint _S426 = _S351 % 4U * 2U;
+        uint _S427 = target_0->head_dim_1;
+        if(_S426 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S424 + _S425]) = _S422 * *&((&this_11->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S425 + _S426]) = _S423 * *&((&this_11->sums_0[8U])->z);
         }
-        uint _S427 = _S425 + 1U;
-        if(_S427 < _S426)
+        uint _S428 = _S426 + 1U;
+        if(_S428 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S427]) = _S422 * *&((&this_11->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S425 + _S428]) = _S423 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S428 = 8U + _S425;
-        if(_S428 < _S426)
+        uint _S429 = 8U + _S426;
+        if(_S429 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S428]) = _S422 * *&((&this_11->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S425 + _S429]) = _S423 * *&((&this_11->sums_0[9U])->z);
         }
-        uint _S429 = _S428 + 1U;
-        if(_S429 < _S426)
+        uint _S430 = _S429 + 1U;
+        if(_S430 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S429]) = _S422 * *&((&this_11->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S425 + _S430]) = _S423 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S430 = 16U + _S425;
-        if(_S430 < _S426)
+        uint _S431 = 16U + _S426;
+        if(_S431 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S430]) = _S422 * *&((&this_11->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S425 + _S431]) = _S423 * *&((&this_11->sums_0[10U])->z);
         }
-        uint _S431 = _S430 + 1U;
-        if(_S431 < _S426)
+        uint _S432 = _S431 + 1U;
+        if(_S432 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S431]) = _S422 * *&((&this_11->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S425 + _S432]) = _S423 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S432 = 24U + _S425;
-        if(_S432 < _S426)
+        uint _S433 = 24U + _S426;
+        if(_S433 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S432]) = _S422 * *&((&this_11->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S425 + _S433]) = _S423 * *&((&this_11->sums_0[11U])->z);
         }
-        uint _S433 = _S432 + 1U;
-        if(_S433 < _S426)
+        uint _S434 = _S433 + 1U;
+        if(_S434 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S433]) = _S422 * *&((&this_11->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S425 + _S434]) = _S423 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S434 = 32U + _S425;
-        if(_S434 < _S426)
+        uint _S435 = 32U + _S426;
+        if(_S435 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S434]) = _S422 * *&((&this_11->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S425 + _S435]) = _S423 * *&((&this_11->sums_0[12U])->z);
         }
-        uint _S435 = _S434 + 1U;
-        if(_S435 < _S426)
+        uint _S436 = _S435 + 1U;
+        if(_S436 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S435]) = _S422 * *&((&this_11->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S425 + _S436]) = _S423 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S436 = 40U + _S425;
-        if(_S436 < _S426)
+        uint _S437 = 40U + _S426;
+        if(_S437 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S436]) = _S422 * *&((&this_11->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S425 + _S437]) = _S423 * *&((&this_11->sums_0[13U])->z);
         }
-        uint _S437 = _S436 + 1U;
-        if(_S437 < _S426)
+        uint _S438 = _S437 + 1U;
+        if(_S438 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S437]) = _S422 * *&((&this_11->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S425 + _S438]) = _S423 * *&((&this_11->sums_0[13U])->w);
         }
-        uint _S438 = 48U + _S425;
-        if(_S438 < _S426)
+        uint _S439 = 48U + _S426;
+        if(_S439 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S438]) = _S422 * *&((&this_11->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S425 + _S439]) = _S423 * *&((&this_11->sums_0[14U])->z);
         }
-        uint _S439 = _S438 + 1U;
-        if(_S439 < _S426)
+        uint _S440 = _S439 + 1U;
+        if(_S440 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S439]) = _S422 * *&((&this_11->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S425 + _S440]) = _S423 * *&((&this_11->sums_0[14U])->w);
         }
-        uint _S440 = 56U + _S425;
-        if(_S440 < _S426)
+        uint _S441 = 56U + _S426;
+        if(_S441 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S440]) = _S422 * *&((&this_11->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S425 + _S441]) = _S423 * *&((&this_11->sums_0[15U])->z);
         }
-        uint _S441 = _S440 + 1U;
-        if(_S441 < _S426)
+        uint _S442 = _S441 + 1U;
+        if(_S442 < _S427)
         {
-            *(&(target_0->result_2)[_S424 + _S441]) = _S422 * *&((&this_11->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S425 + _S442]) = _S423 * *&((&this_11->sums_0[15U])->w);
         }
     }
     return;
@@ -1853,36 +1859,36 @@ __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 
 __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_6, MatrixAttentionParams_0 * p_0)
 {
-    bool _S442;
     bool _S443;
     bool _S444;
-    uint _S445 = p_0->kv_heads_0;
-    uint _S446 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S447 = (U32_min((_S446), (64U)));
-    uint _S448 = 64U / _S447;
-    uint _S449 = (_S446 + 64U - 1U) / 64U;
-    uint _S450 = _S445 * _S449;
-    uint _S451 = p_0->batch_offset_0;
-    uint _S452 = p_0->batch_row_0;
-    uint _S453 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S454 = (_S453 + _S448 - 1U) / _S448;
-    uint _S455 = group_number_0(group_1);
-    if(_S455 >= (_S454 * _S450))
+    bool _S445;
+    uint _S446 = p_0->kv_heads_0;
+    uint _S447 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S448 = (U32_min((_S447), (64U)));
+    uint _S449 = 64U / _S448;
+    uint _S450 = (_S447 + 64U - 1U) / 64U;
+    uint _S451 = _S446 * _S450;
+    uint _S452 = p_0->batch_offset_0;
+    uint _S453 = p_0->batch_row_0;
+    uint _S454 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S455 = (_S454 + _S449 - 1U) / _S449;
+    uint _S456 = group_number_0(group_1);
+    if(_S456 >= (_S455 * _S451))
     {
         return;
     }
-    uint _S456 = _S455 % _S450;
-    uint _S457 = _S454 - 1U;
-    uint _S458 = _S455 / _S450;
-    uint _S459 = (_S457 - _S458) * _S448;
-    uint _S460 = (U32_min((_S459 + _S448), (_S453)));
-    uint _S461 = _S456 / _S449;
-    uint _S462 = _S461 * _S446;
-    uint _S463 = _S456 % _S449;
-    uint _S464 = _S462 + _S463 * 64U;
-    uint _S465 = (_S461 + 1U) * _S446;
-    uint _S466 = p_0->head_dim_0;
-    uint _S467 = _S445 * p_0->head_dim_0;
+    uint _S457 = _S456 % _S451;
+    uint _S458 = _S455 - 1U;
+    uint _S459 = _S456 / _S451;
+    uint _S460 = (_S458 - _S459) * _S449;
+    uint _S461 = (U32_min((_S460 + _S449), (_S454)));
+    uint _S462 = _S457 / _S450;
+    uint _S463 = _S462 * _S447;
+    uint _S464 = _S457 % _S450;
+    uint _S465 = _S463 + _S464 * 64U;
+    uint _S466 = (_S462 + 1U) * _S447;
+    uint _S467 = p_0->head_dim_0;
+    uint _S468 = _S446 * p_0->head_dim_0;
     uint i_5 = thread_1;
     for(;;)
     {
@@ -1893,23 +1899,14 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S468 = i_5 / 8U;
-        uint _S469 = i_5 % 8U;
-        int4  _S470 = make_int4 (int(0));
-        uint4  _S471 = make_uint4 ((uint)_S470.x, (uint)_S470.y, (uint)_S470.z, (uint)_S470.w);
-        if(_S468 < (_S448 * _S447))
+        uint _S469 = i_5 / 8U;
+        uint _S470 = i_5 % 8U;
+        int4  _S471 = make_int4 (int(0));
+        uint4  _S472 = make_uint4 ((uint)_S471.x, (uint)_S471.y, (uint)_S471.z, (uint)_S471.w);
+        if(_S469 < (_S449 * _S448))
         {
-            uint _S472 = _S468 / _S447;
-            _S442 = (_S459 + _S472) < _S460;
-        }
-        else
-        {
-            _S442 = false;
-        }
-        if(_S442)
-        {
-            uint _S473 = _S468 % _S447;
-            _S443 = (_S464 + _S473) < _S465;
+            uint _S473 = _S469 / _S448;
+            _S443 = (_S460 + _S473) < _S461;
         }
         else
         {
@@ -1917,134 +1914,143 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         }
         if(_S443)
         {
-            _S444 = (8U * _S469) < _S466;
+            uint _S474 = _S469 % _S448;
+            _S444 = (_S465 + _S474) < _S466;
         }
         else
         {
             _S444 = false;
         }
-        uint4  halves_0;
         if(_S444)
         {
-            uint _S474 = p_0->q_offset_0;
-            uint _S475 = _S468 / _S447;
-            uint _S476 = _S474 + (_S459 + _S475) * p_0->q_stride_0;
-            uint _S477 = _S468 % _S447;
-            uint _S478 = (_S476 + (_S464 + _S477) * _S466) / 4U + 2U * _S469;
-            float _S479 = 1.4426950216293335f * p_0->scale_2;
-            float4  _S480 = __ldg((&(q_0)[_S478]));
-            float4  _S481 = make_float4 (-65504.0f);
-            float4  _S482 = make_float4 (65504.0f);
-            float4  _S483 = clamp_0(make_float4 (_S479) * _S480, _S481, _S482);
-            float4  _S484 = __ldg((&(q_0)[_S478 + 1U]));
-            uint4  _S485 = eight_halves_0(_S483, clamp_0(make_float4 (_S479) * _S484, _S481, _S482));
-            halves_0 = _S485;
+            _S445 = (8U * _S470) < _S467;
         }
         else
         {
-            halves_0 = _S471;
+            _S445 = false;
         }
-        put_0(_S468 * 9U + _S469, halves_0);
+        uint4  halves_0;
+        if(_S445)
+        {
+            uint _S475 = p_0->q_offset_0;
+            uint _S476 = _S469 / _S448;
+            uint _S477 = _S475 + (_S460 + _S476) * p_0->q_stride_0;
+            uint _S478 = _S469 % _S448;
+            uint _S479 = (_S477 + (_S465 + _S478) * _S467) / 4U + 2U * _S470;
+            float _S480 = 1.4426950216293335f * p_0->scale_2;
+            float4  _S481 = __ldg((&(q_0)[_S479]));
+            float4  _S482 = make_float4 (-65504.0f);
+            float4  _S483 = make_float4 (65504.0f);
+            float4  _S484 = clamp_0(make_float4 (_S480) * _S481, _S482, _S483);
+            float4  _S485 = __ldg((&(q_0)[_S479 + 1U]));
+            uint4  _S486 = eight_halves_0(_S484, clamp_0(make_float4 (_S480) * _S485, _S482, _S483));
+            halves_0 = _S486;
+        }
+        else
+        {
+            halves_0 = _S472;
+        }
+        put_0(_S469 * 9U + _S470, halves_0);
         i_5 = i_5 + 128U;
     }
-    if(thread_1 < _S448)
+    if(thread_1 < _S449)
     {
-        _S442 = (_S459 + thread_1) < _S460;
+        _S443 = (_S460 + thread_1) < _S461;
     }
     else
     {
-        _S442 = false;
+        _S443 = false;
     }
-    if(_S442)
+    if(_S443)
     {
-        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S451, _S452 + _S459 + thread_1);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S452, _S453 + _S460 + thread_1);
     }
     __syncthreads();
-    uint _S486 = thread_1 % 32U;
+    uint _S487 = thread_1 % 32U;
     Attending_0 attending_0;
     Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S487 = (&attending_0)->part_0 * 32U;
-    uint _S488 = thread_1 / 8U;
-    uint _S489 = thread_1 % 8U;
-    uint _S490 = _S461 * _S466 + 8U * (U32_min((_S489), (_S466 / 8U - 1U)));
-    uint row_4 = _S459;
+    uint _S488 = (&attending_0)->part_0 * 32U;
+    uint _S489 = thread_1 / 8U;
+    uint _S490 = thread_1 % 8U;
+    uint _S491 = _S462 * _S467 + 8U * (U32_min((_S490), (_S467 / 8U - 1U)));
+    uint row_4 = _S460;
     for(;;)
     {
-        if(row_4 < _S460)
+        if(row_4 < _S461)
         {
         }
         else
         {
             break;
         }
-        uint _S491 = (*&row_sequences_0)[row_4 - _S459];
-        uint r_0 = _S486;
-        uint other_0 = _S460;
+        uint _S492 = (*&row_sequences_0)[row_4 - _S460];
+        uint r_0 = _S487;
+        uint other_0 = _S461;
         for(;;)
         {
-            if(r_0 < (_S460 - _S459))
+            if(r_0 < (_S461 - _S460))
             {
             }
             else
             {
                 break;
             }
-            uint _S492 = _S459 + r_0;
-            if(_S492 > row_4)
+            uint _S493 = _S460 + r_0;
+            if(_S493 > row_4)
             {
-                _S442 = ((*&row_sequences_0)[r_0]) != _S491;
+                _S443 = ((*&row_sequences_0)[r_0]) != _S492;
             }
             else
             {
-                _S442 = false;
+                _S443 = false;
             }
-            if(_S442)
+            if(_S443)
             {
-                other_0 = (U32_min((other_0), (_S492)));
+                other_0 = (U32_min((other_0), (_S493)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S493 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S491, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-        bool _S494 = thread_1 < 64U;
+        SequenceTable_0 _S494 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S492, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S495 = thread_1 < 64U;
         uint begin_2;
         uint end_0;
-        if(_S494)
+        if(_S495)
         {
-            uint _S495 = thread_1 / _S447;
-            uint _S496 = _S459 + _S495;
-            if(thread_1 < (_S448 * _S447))
+            uint _S496 = thread_1 / _S448;
+            uint _S497 = _S460 + _S496;
+            if(thread_1 < (_S449 * _S448))
             {
-                _S442 = _S496 < _S460;
+                _S443 = _S497 < _S461;
             }
             else
             {
-                _S442 = false;
+                _S443 = false;
             }
-            if(_S442)
+            if(_S443)
             {
-                uint _S497 = row_position_0(batch_3, _S451, _S452 + _S496);
-                uint _S498 = first_seen_0(_S497, p_0->window_0);
-                if(_S496 >= row_4)
+                uint _S498 = row_position_0(batch_3, _S452, _S453 + _S497);
+                uint _S499 = first_seen_0(_S498, p_0->window_0);
+                if(_S497 >= row_4)
                 {
-                    _S443 = _S496 < row_5;
+                    _S444 = _S497 < row_5;
                 }
                 else
                 {
-                    _S443 = false;
+                    _S444 = false;
                 }
-                if(_S443)
+                if(_S444)
                 {
-                    SequenceTable_0 _S499 = _S493;
-                    uint _S500 = SequenceTable_end_of_0(&_S499, _S497);
-                    i_5 = _S500;
+                    SequenceTable_0 _S500 = _S494;
+                    uint _S501 = SequenceTable_end_of_0(&_S500, _S498);
+                    i_5 = _S501;
                 }
                 else
                 {
                     i_5 = 0U;
                 }
-                begin_2 = _S498;
+                begin_2 = _S499;
                 end_0 = i_5;
             }
             else
@@ -2055,74 +2061,74 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S501 = shown_0(_S486);
-        uint _S502 = _S501.x;
-        uint _S503 = _S501.y;
-        if(_S502 < _S503)
+        uint2  _S502 = shown_0(_S487);
+        uint _S503 = _S502.x;
+        uint _S504 = _S502.y;
+        if(_S503 < _S504)
         {
-            _S442 = _S503 != 4294967295U;
+            _S443 = _S504 != 4294967295U;
         }
         else
         {
-            _S442 = false;
+            _S443 = false;
         }
-        if(_S442)
+        if(_S443)
         {
-            uint _S504 = (U32_max((0U), (_S503)));
-            begin_2 = (U32_min((4294967295U), (_S502)));
-            end_0 = _S504;
+            uint _S505 = (U32_max((0U), (_S504)));
+            begin_2 = (U32_min((4294967295U), (_S503)));
+            end_0 = _S505;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S505 = (U32_max((0U), (_S502)));
-        uint _S506 = (U32_min((4294967295U), (_S503)));
-        uint2  _S507 = shown_0(32U + _S486);
-        uint _S508 = _S507.x;
-        uint _S509 = _S507.y;
-        if(_S508 < _S509)
+        uint _S506 = (U32_max((0U), (_S503)));
+        uint _S507 = (U32_min((4294967295U), (_S504)));
+        uint2  _S508 = shown_0(32U + _S487);
+        uint _S509 = _S508.x;
+        uint _S510 = _S508.y;
+        if(_S509 < _S510)
         {
-            _S443 = _S509 != 4294967295U;
+            _S444 = _S510 != 4294967295U;
         }
         else
         {
-            _S443 = false;
+            _S444 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S443)
+        if(_S444)
         {
-            uint _S510 = (U32_max((end_0), (_S509)));
-            begin_3 = (U32_min((begin_2), (_S508)));
-            end_1 = _S510;
+            uint _S511 = (U32_max((end_0), (_S510)));
+            begin_3 = (U32_min((begin_2), (_S509)));
+            end_1 = _S511;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S511 = (U32_max((_S505), (_S508)));
-        uint _S512 = (U32_min((_S506), (_S509)));
+        uint _S512 = (U32_max((_S506), (_S509)));
+        uint _S513 = (U32_min((_S507), (_S510)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S513 = (__reduce_max_sync(0xffffffffu, (_S511)));
-        uint _S514 = (__reduce_min_sync(0xffffffffu, (_S512)));
+        uint _S514 = (__reduce_max_sync(0xffffffffu, (_S512)));
+        uint _S515 = (__reduce_min_sync(0xffffffffu, (_S513)));
         if(begin_4 < end_2)
         {
             if(thread_1 < 128U)
             {
-                uint _S515 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S516 = _S493;
-                uint _S517 = SequenceTable_slot_0(&_S516, sequences_2, _S515);
-                (*&slots_0)[thread_1] = _S517;
+                uint _S516 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S517 = _S494;
+                uint _S518 = SequenceTable_slot_0(&_S517, sequences_2, _S516);
+                (*&slots_0)[thread_1] = _S518;
             }
             __syncthreads();
-            Parts_0 _S518 = load_0(k_pages_0, p_0->k_pages_offset_0, _S467, _S490, 0U, _S488);
-            Parts_store_0(&_S518, 0U, _S488, _S489);
-            Parts_0 _S519 = load_0(v_pages_0, p_0->v_pages_offset_0, _S467, _S490, 0U, _S488);
-            Parts_store_0(&_S519, 576U, _S488, _S489);
+            Parts_0 _S519 = load_0(k_pages_0, p_0->k_pages_offset_0, _S468, _S491, 0U, _S489);
+            Parts_store_0(&_S519, 0U, _S489, _S490);
+            Parts_0 _S520 = load_0(v_pages_0, p_0->v_pages_offset_0, _S468, _S491, 0U, _S489);
+            Parts_store_0(&_S520, 576U, _S489, _S490);
         }
         __syncthreads();
         uint at_3 = begin_4;
@@ -2136,84 +2142,84 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S520 = 1U - now_0;
-            if(at_3 < _S513)
+            uint _S521 = 1U - now_0;
+            if(at_3 < _S514)
             {
-                _S444 = true;
+                _S445 = true;
             }
             else
             {
-                _S444 = (at_3 + 64U) > _S514;
+                _S445 = (at_3 + 64U) > _S515;
             }
-            uint _S521 = _S520 * 64U;
-            Parts_0 _S522 = load_0(k_pages_0, p_0->k_pages_offset_0, _S467, _S490, _S521, _S488);
-            Parts_0 _S523 = load_0(v_pages_0, p_0->v_pages_offset_0, _S467, _S490, _S521, _S488);
+            uint _S522 = _S521 * 64U;
+            Parts_0 _S523 = load_0(k_pages_0, p_0->k_pages_offset_0, _S468, _S491, _S522, _S489);
+            Parts_0 _S524 = load_0(v_pages_0, p_0->v_pages_offset_0, _S468, _S491, _S522, _S489);
             uint slot_2;
-            if(_S494)
+            if(_S495)
             {
-                uint _S524 = (U32_min((at_3 + 128U + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S525 = _S493;
-                uint _S526 = SequenceTable_slot_0(&_S525, sequences_2, _S524);
-                slot_2 = _S526;
+                uint _S525 = (U32_min((at_3 + 128U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S526 = _S494;
+                uint _S527 = SequenceTable_slot_0(&_S526, sequences_2, _S525);
+                slot_2 = _S527;
             }
             else
             {
                 slot_2 = 0U;
             }
-            uint _S527 = now_0 * 1152U;
-            uint _S528 = _S487 * 9U;
-            Attending_score_0(&attending_0, _S527 + _S528);
-            Attending_weigh_0(&attending_0, at_3 + _S487, _S444);
-            Attending_add_0(&attending_0, _S527 + 576U + _S528);
-            uint _S529 = _S520 * 1152U;
-            Parts_0 _S530 = _S522;
-            Parts_store_0(&_S530, _S529, _S488, _S489);
-            uint _S531 = _S529 + 576U;
-            Parts_0 _S532 = _S523;
-            Parts_store_0(&_S532, _S531, _S488, _S489);
-            if(_S494)
+            uint _S528 = now_0 * 1152U;
+            uint _S529 = _S488 * 9U;
+            Attending_score_0(&attending_0, _S528 + _S529);
+            Attending_weigh_0(&attending_0, at_3 + _S488, _S445);
+            Attending_add_0(&attending_0, _S528 + 576U + _S529);
+            uint _S530 = _S521 * 1152U;
+            Parts_0 _S531 = _S523;
+            Parts_store_0(&_S531, _S530, _S489, _S490);
+            uint _S532 = _S530 + 576U;
+            Parts_0 _S533 = _S524;
+            Parts_store_0(&_S533, _S532, _S489, _S490);
+            if(_S495)
             {
                 (*&slots_0)[now_0 * 64U + thread_1] = slot_2;
             }
             __syncthreads();
             at_3 = at_3 + 64U;
-            now_0 = _S520;
+            now_0 = _S521;
         }
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_6;
-    uint _S533 = p_0->sinks_offset_0;
+    uint _S534 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_5 = 4294967295U;
     }
     else
     {
-        i_5 = _S533 + _S464;
+        i_5 = _S534 + _S465;
     }
     (&target_1)->sinks_at_0 = i_5;
-    (&target_1)->at_2 = p_0->out_offset_0 + _S459 * p_0->out_stride_0 + _S464 * _S466;
+    (&target_1)->at_2 = p_0->out_offset_0 + _S460 * p_0->out_stride_0 + _S465 * _S467;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S466;
-    (&target_1)->heads_1 = _S447;
-    (&target_1)->rows_3 = _S460 - _S459;
-    (&target_1)->last_0 = _S465 - _S464;
+    (&target_1)->head_dim_1 = _S467;
+    (&target_1)->heads_1 = _S448;
+    (&target_1)->rows_3 = _S461 - _S460;
+    (&target_1)->last_0 = _S466 - _S465;
     Attending_join_0(&attending_0);
     if(((&attending_0)->part_0) == 0U)
     {
-        Attending_0 _S534 = attending_0;
-        Target_0 _S535 = target_1;
-        Attending_write_0(&_S534, &_S535);
+        Attending_0 _S535 = attending_0;
+        Target_0 _S536 = target_1;
+        Attending_write_0(&_S535, &_S536);
     }
     return;
 }
 
 extern "C" __global__ void matrix64_prefill_attention_f32(StructuredBuffer<float4 > q_1, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_7, MatrixAttentionParams_0 p_1)
 {
-    uint _S536 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S537 = p_1;
-    attend_0(blockIdx, _S536, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_7, &_S537);
+    uint _S537 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S538 = p_1;
+    attend_0(blockIdx, _S537, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_7, &_S538);
     return;
 }

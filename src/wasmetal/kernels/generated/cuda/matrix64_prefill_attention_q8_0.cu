@@ -62,19 +62,25 @@ __device__ float4  bytes_1(uint word_0)
     return _S2;
 }
 
+__device__ uint pack_halves_0(float2  values_0)
+{
+    uint _S3 = (wasmetal_as_halves((values_0.x), (values_0.y)));
+    return _S3;
+}
+
 __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
 {
-    uint _S3 = (wasmetal_as_halves((a_0.x), (a_0.y)));
-    uint _S4 = (wasmetal_as_halves((a_0.z), (a_0.w)));
-    uint _S5 = (wasmetal_as_halves((b_0.x), (b_0.y)));
-    uint _S6 = (wasmetal_as_halves((b_0.z), (b_0.w)));
-    return make_uint4 (_S3, _S4, _S5, _S6);
+    uint _S4 = pack_halves_0(float2 {a_0.x, a_0.y});
+    uint _S5 = pack_halves_0(float2 {a_0.z, a_0.w});
+    uint _S6 = pack_halves_0(float2 {b_0.x, b_0.y});
+    uint _S7 = pack_halves_0(float2 {b_0.z, b_0.w});
+    return make_uint4 (_S4, _S5, _S6, _S7);
 }
 
 __device__ uint4  Blocks8Halves_decode_0(Part8_0 * part_0)
 {
-    uint4  _S7 = eight_halves_0(make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.x), make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.y));
-    return _S7;
+    uint4  _S8 = eight_halves_0(make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.x), make_float4 (part_0->scale_0) * bytes_1(part_0->bytes_0.y));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<uint4 , 2304>  tiles_0;
@@ -87,18 +93,18 @@ __device__ void put_0(uint at_0, uint4  eight_halves_1)
 
 __device__ void Parts_store_0(Parts_0 * this_0, uint to_0, uint row_0, uint eight_0)
 {
-    uint _S8 = to_0 + row_0 * 9U + eight_0;
-    uint4  _S9 = Blocks8Halves_decode_0(&this_0->rows_0[0U]);
-    put_0(_S8, _S9);
-    uint _S10 = to_0 + (row_0 + 16U) * 9U + eight_0;
-    uint4  _S11 = Blocks8Halves_decode_0(&this_0->rows_0[1U]);
-    put_0(_S10, _S11);
-    uint _S12 = to_0 + (row_0 + 32U) * 9U + eight_0;
-    uint4  _S13 = Blocks8Halves_decode_0(&this_0->rows_0[2U]);
-    put_0(_S12, _S13);
-    uint _S14 = to_0 + (row_0 + 48U) * 9U + eight_0;
-    uint4  _S15 = Blocks8Halves_decode_0(&this_0->rows_0[3U]);
-    put_0(_S14, _S15);
+    uint _S9 = to_0 + row_0 * 9U + eight_0;
+    uint4  _S10 = Blocks8Halves_decode_0(&this_0->rows_0[0U]);
+    put_0(_S9, _S10);
+    uint _S11 = to_0 + (row_0 + 16U) * 9U + eight_0;
+    uint4  _S12 = Blocks8Halves_decode_0(&this_0->rows_0[1U]);
+    put_0(_S11, _S12);
+    uint _S13 = to_0 + (row_0 + 32U) * 9U + eight_0;
+    uint4  _S14 = Blocks8Halves_decode_0(&this_0->rows_0[2U]);
+    put_0(_S13, _S14);
+    uint _S15 = to_0 + (row_0 + 48U) * 9U + eight_0;
+    uint4  _S16 = Blocks8Halves_decode_0(&this_0->rows_0[3U]);
+    put_0(_S15, _S16);
     return;
 }
 
@@ -112,16 +118,16 @@ struct Run_0
 
 __device__ Run_0 Run_x24init_0(uint vector_1, uint scale_2)
 {
-    Run_0 _S16;
-    (&_S16)->vector_0 = vector_1;
-    (&_S16)->scale_1 = scale_2;
-    return _S16;
+    Run_0 _S17;
+    (&_S17)->vector_0 = vector_1;
+    (&_S17)->scale_1 = scale_2;
+    return _S17;
 }
 
 __device__ Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_0, uint element_0)
 {
-    uint _S17 = offset_0 + slot_0 * (columns_0 / 64U * 17U);
-    return Run_x24init_0(_S17 + element_0 / 4U, 2U * (_S17 + columns_0 / 4U) + element_0 / 32U);
+    uint _S18 = offset_0 + slot_0 * (columns_0 / 64U * 17U);
+    return Run_x24init_0(_S18 + element_0 / 4U, 2U * (_S18 + columns_0 / 4U) + element_0 / 32U);
 }
 
 __device__ float2  halves_0(uint word_1)
@@ -131,8 +137,8 @@ __device__ float2  halves_0(uint word_1)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
 {
-    uint _S18 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S18 >> (half_0 % 2U * 16U)).x;
+    uint _S19 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
+    return halves_0(_S19 >> (half_0 % 2U * 16U)).x;
 }
 
 __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_1)
@@ -142,28 +148,28 @@ __device__ float Blocks8_scale_0(StructuredBuffer<uint> pool_0, uint at_1)
 
 __device__ Part8_0 Part8_x24init_0(uint2  bytes_2, float scale_3)
 {
-    Part8_0 _S19;
-    (&_S19)->bytes_0 = bytes_2;
-    (&_S19)->scale_0 = scale_3;
-    return _S19;
+    Part8_0 _S20;
+    (&_S20)->bytes_0 = bytes_2;
+    (&_S20)->scale_0 = scale_3;
+    return _S20;
 }
 
 __device__ Part8_0 Blocks8Halves_fetch_0(StructuredBuffer<uint> pool_1, uint offset_2, uint slot_1, uint columns_1, uint element_1)
 {
-    Run_0 _S20 = Blocks8_run_0(offset_2, slot_1, columns_1, element_1);
-    uint _S21 = __ldg((&(pool_1)[_S20.vector_0]));
-    uint _S22 = __ldg((&(pool_1)[_S20.vector_0 + 1U]));
-    return Part8_x24init_0(make_uint2 (_S21, _S22), Blocks8_scale_0(pool_1, _S20.scale_1));
+    Run_0 _S21 = Blocks8_run_0(offset_2, slot_1, columns_1, element_1);
+    uint _S22 = __ldg((&(pool_1)[_S21.vector_0]));
+    uint _S23 = __ldg((&(pool_1)[_S21.vector_0 + 1U]));
+    return Part8_x24init_0(make_uint2 (_S22, _S23), Blocks8_scale_0(pool_1, _S21.scale_1));
 }
 
 __device__ Parts_0 load_0(StructuredBuffer<uint> pool_2, uint offset_3, uint columns_2, uint element_2, uint first_slot_0, uint row_1)
 {
     Parts_0 parts_0;
-    uint _S23 = first_slot_0 + row_1;
-    (&parts_0)->rows_0[0U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S23], columns_2, element_2);
-    (&parts_0)->rows_0[1U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S23 + 16U], columns_2, element_2);
-    (&parts_0)->rows_0[2U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S23 + 32U], columns_2, element_2);
-    (&parts_0)->rows_0[3U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S23 + 48U], columns_2, element_2);
+    uint _S24 = first_slot_0 + row_1;
+    (&parts_0)->rows_0[0U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S24], columns_2, element_2);
+    (&parts_0)->rows_0[1U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S24 + 16U], columns_2, element_2);
+    (&parts_0)->rows_0[2U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S24 + 32U], columns_2, element_2);
+    (&parts_0)->rows_0[3U] = Blocks8Halves_fetch_0(pool_2, offset_3, (*&slots_0)[_S24 + 48U], columns_2, element_2);
     return parts_0;
 }
 
@@ -231,17 +237,17 @@ struct MatrixAttentionParams_0
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_0, uint rows_2)
 {
-    uint _S24;
+    uint _S25;
     if(offset_4 == 4294967295U)
     {
-        _S24 = rows_2;
+        _S25 = rows_2;
     }
     else
     {
-        uint _S25 = __ldg((&(batch_0)[offset_4]));
-        _S24 = (U32_min(((U32_max((_S25), (first_0))) - first_0), (rows_2)));
+        uint _S26 = __ldg((&(batch_0)[offset_4]));
+        _S25 = (U32_min(((U32_max((_S26), (first_0))) - first_0), (rows_2)));
     }
-    return _S24;
+    return _S25;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -258,8 +264,8 @@ __device__ __shared__ FixedArray<uint, 64>  row_sequences_0;
 
 __device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_5, uint row_2)
 {
-    uint _S26 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_2]));
-    return _S26;
+    uint _S27 = __ldg((&(batch_1)[offset_5 + 3U + 2U * row_2]));
+    return _S27;
 }
 
 struct Attending_0
@@ -277,54 +283,54 @@ struct Attending_0
 
 __device__ void Attending_begin_0(Attending_0 * this_1, uint thread_0)
 {
-    uint _S27 = thread_0 % 32U;
-    this_1->lane_0 = _S27;
-    uint _S28 = thread_0 / 32U;
-    this_1->subgroup_0 = _S28;
-    uint _S29 = _S28 % 2U * 32U;
-    this_1->own_0 = _S29;
-    this_1->part_1 = _S28 / 2U;
-    uint4  _S30 = (wasmetal_load_four((&(*&tiles_0)[(_S29 + _S27 % 16U) * 9U + _S27 / 16U])));
-    this_1->queries_0[0U] = _S30;
-    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
-    this_1->queries_0[1U] = _S31;
-    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
-    this_1->queries_0[2U] = _S32;
-    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
-    this_1->queries_0[3U] = _S33;
-    float2  _S34 = make_float2 (-3.4028234663852886e+38f);
-    this_1->peaks_0[0U] = _S34;
-    int2  _S35 = make_int2 (int(0));
-    float2  _S36 = make_float2 ((float)_S35.x, (float)_S35.y);
-    this_1->totals_0[0U] = _S36;
-    uint4  _S37 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + this_1->lane_0 / 16U])));
-    this_1->queries_0[4U] = _S37;
-    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
-    this_1->queries_0[5U] = _S38;
-    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
-    this_1->queries_0[6U] = _S39;
-    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
-    this_1->queries_0[7U] = _S40;
-    this_1->peaks_0[1U] = _S34;
-    this_1->totals_0[1U] = _S36;
-    int4  _S41 = make_int4 (int(0));
-    float4  _S42 = make_float4 ((float)_S41.x, (float)_S41.y, (float)_S41.z, (float)_S41.w);
-    this_1->sums_0[0U] = _S42;
-    this_1->sums_0[1U] = _S42;
-    this_1->sums_0[2U] = _S42;
-    this_1->sums_0[3U] = _S42;
-    this_1->sums_0[4U] = _S42;
-    this_1->sums_0[5U] = _S42;
-    this_1->sums_0[6U] = _S42;
-    this_1->sums_0[7U] = _S42;
-    this_1->sums_0[8U] = _S42;
-    this_1->sums_0[9U] = _S42;
-    this_1->sums_0[10U] = _S42;
-    this_1->sums_0[11U] = _S42;
-    this_1->sums_0[12U] = _S42;
-    this_1->sums_0[13U] = _S42;
-    this_1->sums_0[14U] = _S42;
-    this_1->sums_0[15U] = _S42;
+    uint _S28 = thread_0 % 32U;
+    this_1->lane_0 = _S28;
+    uint _S29 = thread_0 / 32U;
+    this_1->subgroup_0 = _S29;
+    uint _S30 = _S29 % 2U * 32U;
+    this_1->own_0 = _S30;
+    this_1->part_1 = _S29 / 2U;
+    uint4  _S31 = (wasmetal_load_four((&(*&tiles_0)[(_S30 + _S28 % 16U) * 9U + _S28 / 16U])));
+    this_1->queries_0[0U] = _S31;
+    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[1U] = _S32;
+    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[2U] = _S33;
+    uint4  _S34 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[3U] = _S34;
+    float2  _S35 = make_float2 (-3.4028234663852886e+38f);
+    this_1->peaks_0[0U] = _S35;
+    int2  _S36 = make_int2 (int(0));
+    float2  _S37 = make_float2 ((float)_S36.x, (float)_S36.y);
+    this_1->totals_0[0U] = _S37;
+    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + this_1->lane_0 / 16U])));
+    this_1->queries_0[4U] = _S38;
+    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 2U + this_1->lane_0 / 16U])));
+    this_1->queries_0[5U] = _S39;
+    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 4U + this_1->lane_0 / 16U])));
+    this_1->queries_0[6U] = _S40;
+    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[(this_1->own_0 + 16U + this_1->lane_0 % 16U) * 9U + 6U + this_1->lane_0 / 16U])));
+    this_1->queries_0[7U] = _S41;
+    this_1->peaks_0[1U] = _S35;
+    this_1->totals_0[1U] = _S37;
+    int4  _S42 = make_int4 (int(0));
+    float4  _S43 = make_float4 ((float)_S42.x, (float)_S42.y, (float)_S42.z, (float)_S42.w);
+    this_1->sums_0[0U] = _S43;
+    this_1->sums_0[1U] = _S43;
+    this_1->sums_0[2U] = _S43;
+    this_1->sums_0[3U] = _S43;
+    this_1->sums_0[4U] = _S43;
+    this_1->sums_0[5U] = _S43;
+    this_1->sums_0[6U] = _S43;
+    this_1->sums_0[7U] = _S43;
+    this_1->sums_0[8U] = _S43;
+    this_1->sums_0[9U] = _S43;
+    this_1->sums_0[10U] = _S43;
+    this_1->sums_0[11U] = _S43;
+    this_1->sums_0[12U] = _S43;
+    this_1->sums_0[13U] = _S43;
+    this_1->sums_0[14U] = _S43;
+    this_1->sums_0[15U] = _S43;
     return;
 }
 
@@ -338,64 +344,64 @@ struct SequenceTable_0
 
 __device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    SequenceTable_0 _S43;
-    (&_S43)->begin_0 = begin_1;
-    (&_S43)->page_size_1 = page_size_2;
-    (&_S43)->pages_1 = pages_2;
-    (&_S43)->length_0 = length_1;
-    return _S43;
+    SequenceTable_0 _S44;
+    (&_S44)->begin_0 = begin_1;
+    (&_S44)->page_size_1 = page_size_2;
+    (&_S44)->pages_1 = pages_2;
+    (&_S44)->length_0 = length_1;
+    return _S44;
 }
 
 __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_6, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S44 = offset_6 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S45 = _S44 + 1U;
-    uint _S46 = __ldg((&(sequences_0)[_S44]));
-    return SequenceTable_x24init_0(_S45, page_size_3, pages_3, (U32_min((_S46), ((U32_min((entries_0), (pages_3))) * page_size_3))));
+    uint _S45 = offset_6 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S46 = _S45 + 1U;
+    uint _S47 = __ldg((&(sequences_0)[_S45]));
+    return SequenceTable_x24init_0(_S46, page_size_3, pages_3, (U32_min((_S47), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_7, uint row_3)
 {
-    uint _S47 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_3]));
-    return _S47;
+    uint _S48 = __ldg((&(batch_2)[offset_7 + 2U + 2U * row_3]));
+    return _S48;
 }
 
 __device__ uint first_seen_0(uint position_0, uint window_1)
 {
-    bool _S48;
+    bool _S49;
     if(window_1 != 0U)
     {
-        _S48 = position_0 >= window_1;
+        _S49 = position_0 >= window_1;
     }
     else
     {
-        _S48 = false;
+        _S49 = false;
     }
-    uint _S49;
-    if(_S48)
+    uint _S50;
+    if(_S49)
     {
-        _S49 = position_0 - window_1 + 1U;
+        _S50 = position_0 - window_1 + 1U;
     }
     else
     {
-        _S49 = 0U;
+        _S50 = 0U;
     }
-    return _S49;
+    return _S50;
 }
 
 __device__ uint SequenceTable_end_of_0(SequenceTable_0 * this_2, uint position_1)
 {
-    uint _S50 = this_2->length_0;
-    uint _S51;
+    uint _S51 = this_2->length_0;
+    uint _S52;
     if(position_1 < (this_2->length_0))
     {
-        _S51 = position_1 + 1U;
+        _S52 = position_1 + 1U;
     }
     else
     {
-        _S51 = _S50;
+        _S52 = _S51;
     }
-    return _S51;
+    return _S52;
 }
 
 __device__ __shared__ FixedArray<uint2 , 64>  seen_0;
@@ -413,884 +419,884 @@ __device__ uint2  shown_0(uint query_1)
 
 __device__ uint SequenceTable_slot_0(SequenceTable_0 * this_3, StructuredBuffer<uint> sequences_1, uint position_2)
 {
-    uint _S52 = this_3->begin_0;
-    uint _S53 = this_3->page_size_1;
-    uint _S54 = position_2 / this_3->page_size_1;
-    uint _S55 = __ldg((&(sequences_1)[_S52 + _S54]));
-    uint _S56 = (U32_min((_S55), (this_3->pages_1 - 1U))) * _S53;
-    uint _S57 = position_2 % _S53;
-    return _S56 + _S57;
+    uint _S53 = this_3->begin_0;
+    uint _S54 = this_3->page_size_1;
+    uint _S55 = position_2 / this_3->page_size_1;
+    uint _S56 = __ldg((&(sequences_1)[_S53 + _S55]));
+    uint _S57 = (U32_min((_S56), (this_3->pages_1 - 1U))) * _S54;
+    uint _S58 = position_2 % _S54;
+    return _S57 + _S58;
 }
 
 __device__ void Attending_score_0(Attending_0 * this_4, uint keys_at_0)
 {
-    int4  _S58 = make_int4 (int(0));
-    float4  _S59 = make_float4 ((float)_S58.x, (float)_S58.y, (float)_S58.z, (float)_S58.w);
-    this_4->scores_0[0U] = _S59;
-    this_4->scores_0[1U] = _S59;
-    this_4->scores_0[2U] = _S59;
-    this_4->scores_0[3U] = _S59;
-    this_4->scores_0[4U] = _S59;
-    this_4->scores_0[5U] = _S59;
-    this_4->scores_0[6U] = _S59;
-    this_4->scores_0[7U] = _S59;
-    uint4  _S60 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S61 = uint2 {_S60.x, _S60.y};
-    float4  _S62 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S61), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S62;
-    uint2  _S63 = uint2 {_S60.z, _S60.w};
-    float4  _S64 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S63), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S64;
-    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S61), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S65;
-    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S63), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S66;
-    uint4  _S67 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S68 = uint2 {_S67.x, _S67.y};
-    float4  _S69 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S68), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S69;
-    uint2  _S70 = uint2 {_S67.z, _S67.w};
-    float4  _S71 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S70), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S71;
-    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S68), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S72;
-    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S70), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S73;
-    uint4  _S74 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S75 = uint2 {_S74.x, _S74.y};
-    float4  _S76 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S75), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S76;
-    uint2  _S77 = uint2 {_S74.z, _S74.w};
-    float4  _S78 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S77), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S78;
-    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S75), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S79;
-    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S77), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S80;
-    uint4  _S81 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S82 = uint2 {_S81.x, _S81.y};
-    float4  _S83 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S82), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S83;
-    uint2  _S84 = uint2 {_S81.z, _S81.w};
-    float4  _S85 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S84), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S85;
-    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S82), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S86;
-    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S84), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S87;
-    uint4  _S88 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S89 = uint2 {_S88.x, _S88.y};
-    float4  _S90 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S89), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S90;
-    uint2  _S91 = uint2 {_S88.z, _S88.w};
-    float4  _S92 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S91), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S92;
-    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S89), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S93;
-    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S91), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S94;
-    uint4  _S95 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S96 = uint2 {_S95.x, _S95.y};
-    float4  _S97 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S96), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S97;
-    uint2  _S98 = uint2 {_S95.z, _S95.w};
-    float4  _S99 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S98), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S99;
-    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S96), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S100;
-    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S98), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S101;
-    uint4  _S102 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S103 = uint2 {_S102.x, _S102.y};
-    float4  _S104 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S103), (this_4->scores_0[0U])));
-    this_4->scores_0[0U] = _S104;
-    uint2  _S105 = uint2 {_S102.z, _S102.w};
-    float4  _S106 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S105), (this_4->scores_0[1U])));
-    this_4->scores_0[1U] = _S106;
-    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S103), (this_4->scores_0[4U])));
-    this_4->scores_0[4U] = _S107;
-    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S105), (this_4->scores_0[5U])));
-    this_4->scores_0[5U] = _S108;
-    uint4  _S109 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
-    uint2  _S110 = uint2 {_S109.x, _S109.y};
-    float4  _S111 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S110), (this_4->scores_0[2U])));
-    this_4->scores_0[2U] = _S111;
-    uint2  _S112 = uint2 {_S109.z, _S109.w};
-    float4  _S113 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S112), (this_4->scores_0[3U])));
-    this_4->scores_0[3U] = _S113;
-    float4  _S114 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S110), (this_4->scores_0[6U])));
-    this_4->scores_0[6U] = _S114;
-    float4  _S115 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S112), (this_4->scores_0[7U])));
-    this_4->scores_0[7U] = _S115;
+    int4  _S59 = make_int4 (int(0));
+    float4  _S60 = make_float4 ((float)_S59.x, (float)_S59.y, (float)_S59.z, (float)_S59.w);
+    this_4->scores_0[0U] = _S60;
+    this_4->scores_0[1U] = _S60;
+    this_4->scores_0[2U] = _S60;
+    this_4->scores_0[3U] = _S60;
+    this_4->scores_0[4U] = _S60;
+    this_4->scores_0[5U] = _S60;
+    this_4->scores_0[6U] = _S60;
+    this_4->scores_0[7U] = _S60;
+    uint4  _S61 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S62 = uint2 {_S61.x, _S61.y};
+    float4  _S63 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S62), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S63;
+    uint2  _S64 = uint2 {_S61.z, _S61.w};
+    float4  _S65 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S64), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S65;
+    float4  _S66 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S62), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S66;
+    float4  _S67 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S64), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S67;
+    uint4  _S68 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S69 = uint2 {_S68.x, _S68.y};
+    float4  _S70 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S69), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S70;
+    uint2  _S71 = uint2 {_S68.z, _S68.w};
+    float4  _S72 = (wasmetal_multiply_half((this_4->queries_0[0U]), (_S71), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S72;
+    float4  _S73 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S69), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S73;
+    float4  _S74 = (wasmetal_multiply_half((this_4->queries_0[4U]), (_S71), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S74;
+    uint4  _S75 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S76 = uint2 {_S75.x, _S75.y};
+    float4  _S77 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S76), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S77;
+    uint2  _S78 = uint2 {_S75.z, _S75.w};
+    float4  _S79 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S78), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S79;
+    float4  _S80 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S76), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S80;
+    float4  _S81 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S78), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S81;
+    uint4  _S82 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 2U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S83 = uint2 {_S82.x, _S82.y};
+    float4  _S84 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S83), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S84;
+    uint2  _S85 = uint2 {_S82.z, _S82.w};
+    float4  _S86 = (wasmetal_multiply_half((this_4->queries_0[1U]), (_S85), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S86;
+    float4  _S87 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S83), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S87;
+    float4  _S88 = (wasmetal_multiply_half((this_4->queries_0[5U]), (_S85), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S88;
+    uint4  _S89 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S90 = uint2 {_S89.x, _S89.y};
+    float4  _S91 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S90), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S91;
+    uint2  _S92 = uint2 {_S89.z, _S89.w};
+    float4  _S93 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S92), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S93;
+    float4  _S94 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S90), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S94;
+    float4  _S95 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S92), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S95;
+    uint4  _S96 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 4U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S97 = uint2 {_S96.x, _S96.y};
+    float4  _S98 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S97), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S98;
+    uint2  _S99 = uint2 {_S96.z, _S96.w};
+    float4  _S100 = (wasmetal_multiply_half((this_4->queries_0[2U]), (_S99), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S100;
+    float4  _S101 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S97), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S101;
+    float4  _S102 = (wasmetal_multiply_half((this_4->queries_0[6U]), (_S99), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S102;
+    uint4  _S103 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S104 = uint2 {_S103.x, _S103.y};
+    float4  _S105 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S104), (this_4->scores_0[0U])));
+    this_4->scores_0[0U] = _S105;
+    uint2  _S106 = uint2 {_S103.z, _S103.w};
+    float4  _S107 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S106), (this_4->scores_0[1U])));
+    this_4->scores_0[1U] = _S107;
+    float4  _S108 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S104), (this_4->scores_0[4U])));
+    this_4->scores_0[4U] = _S108;
+    float4  _S109 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S106), (this_4->scores_0[5U])));
+    this_4->scores_0[5U] = _S109;
+    uint4  _S110 = (wasmetal_load_four((&(*&tiles_0)[keys_at_0 + (16U + this_4->lane_0 / 16U * 8U + this_4->lane_0 % 8U) * 9U + 6U + this_4->lane_0 / 8U % 2U])));
+    uint2  _S111 = uint2 {_S110.x, _S110.y};
+    float4  _S112 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S111), (this_4->scores_0[2U])));
+    this_4->scores_0[2U] = _S112;
+    uint2  _S113 = uint2 {_S110.z, _S110.w};
+    float4  _S114 = (wasmetal_multiply_half((this_4->queries_0[3U]), (_S113), (this_4->scores_0[3U])));
+    this_4->scores_0[3U] = _S114;
+    float4  _S115 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S111), (this_4->scores_0[6U])));
+    this_4->scores_0[6U] = _S115;
+    float4  _S116 = (wasmetal_multiply_half((this_4->queries_0[7U]), (_S113), (this_4->scores_0[7U])));
+    this_4->scores_0[7U] = _S116;
     return;
 }
 
 __device__ void Attending_weigh_0(Attending_0 * this_5, uint at_2, bool partly_0)
 {
-    bool _S116;
+    bool _S117;
     if(partly_0)
     {
-        uint2  _S117 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
-        uint _S118 = at_2 + this_5->lane_0 % 4U * 2U;
-        uint _S119 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
-        if(_S118 < _S119)
+        uint2  _S118 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U];
+        uint _S119 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S120 = (*&seen_0)[this_5->own_0 + this_5->lane_0 / 4U].x;
+        if(_S119 < _S120)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S118 >= (_S117.y);
+            _S117 = _S119 >= (_S118.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[0U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S120 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S120 < _S119)
+        uint _S121 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S121 < _S120)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S120 >= (_S117.y);
+            _S117 = _S121 >= (_S118.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[0U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S121 = at_2 + 8U;
-        uint _S122 = _S121 + this_5->lane_0 % 4U * 2U;
-        if(_S122 < _S119)
+        uint _S122 = at_2 + 8U;
+        uint _S123 = _S122 + this_5->lane_0 % 4U * 2U;
+        if(_S123 < _S120)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S122 >= (_S117.y);
+            _S117 = _S123 >= (_S118.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[1U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S123 = _S121 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S123 < _S119)
+        uint _S124 = _S122 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S124 < _S120)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S123 >= (_S117.y);
+            _S117 = _S124 >= (_S118.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[1U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S124 = at_2 + 16U;
-        uint _S125 = _S124 + this_5->lane_0 % 4U * 2U;
-        if(_S125 < _S119)
+        uint _S125 = at_2 + 16U;
+        uint _S126 = _S125 + this_5->lane_0 % 4U * 2U;
+        if(_S126 < _S120)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S125 >= (_S117.y);
+            _S117 = _S126 >= (_S118.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[2U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S126 = _S124 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S126 < _S119)
+        uint _S127 = _S125 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S127 < _S120)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S126 >= (_S117.y);
+            _S117 = _S127 >= (_S118.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[2U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S127 = at_2 + 24U;
-        uint _S128 = _S127 + this_5->lane_0 % 4U * 2U;
-        if(_S128 < _S119)
+        uint _S128 = at_2 + 24U;
+        uint _S129 = _S128 + this_5->lane_0 % 4U * 2U;
+        if(_S129 < _S120)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S128 >= (_S117.y);
+            _S117 = _S129 >= (_S118.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[3U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S129 = _S127 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S129 < _S119)
+        uint _S130 = _S128 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S130 < _S120)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S129 >= (_S117.y);
+            _S117 = _S130 >= (_S118.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[3U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S130 = *&((&this_5->peaks_0[0U])->x);
-    float _S131 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S130), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
-    float _S132 = (__shfl_xor_sync(0xffffffffu, (_S131), (1U)));
-    float _S133 = (F32_max((_S131), (_S132)));
-    float _S134 = (__shfl_xor_sync(0xffffffffu, (_S133), (2U)));
-    float _S135 = (F32_max((_S133), (_S134)));
-    float _S136 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S135)));
-    *&((&this_5->peaks_0[0U])->x) = _S135;
-    float _S137 = _S136 * *&((&this_5->totals_0[0U])->x);
-    float _S138 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S135)));
-    *&((&this_5->scores_0[0U])->x) = _S138;
-    float total_0 = _S137 + _S138;
-    float _S139 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S135)));
-    *&((&this_5->scores_0[0U])->y) = _S139;
-    float total_1 = total_0 + _S139;
-    float _S140 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S135)));
-    *&((&this_5->scores_0[1U])->x) = _S140;
-    float total_2 = total_1 + _S140;
-    float _S141 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S135)));
-    *&((&this_5->scores_0[1U])->y) = _S141;
-    float total_3 = total_2 + _S141;
-    float _S142 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S135)));
-    *&((&this_5->scores_0[2U])->x) = _S142;
-    float total_4 = total_3 + _S142;
-    float _S143 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S135)));
-    *&((&this_5->scores_0[2U])->y) = _S143;
-    float total_5 = total_4 + _S143;
-    float _S144 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S135)));
-    *&((&this_5->scores_0[3U])->x) = _S144;
-    float total_6 = total_5 + _S144;
-    float _S145 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S135)));
-    *&((&this_5->scores_0[3U])->y) = _S145;
-    *&((&this_5->totals_0[0U])->x) = total_6 + _S145;
-    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S136;
-    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S136;
-    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S136;
-    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S136;
-    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S136;
-    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S136;
-    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S136;
-    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S136;
-    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S136;
-    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S136;
-    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S136;
-    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S136;
-    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S136;
-    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S136;
-    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S136;
-    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S136;
+    float _S131 = *&((&this_5->peaks_0[0U])->x);
+    float _S132 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S131), (*&((&this_5->scores_0[0U])->x))))), (*&((&this_5->scores_0[0U])->y))))), (*&((&this_5->scores_0[1U])->x))))), (*&((&this_5->scores_0[1U])->y))))), (*&((&this_5->scores_0[2U])->x))))), (*&((&this_5->scores_0[2U])->y))))), (*&((&this_5->scores_0[3U])->x))))), (*&((&this_5->scores_0[3U])->y))));
+    float _S133 = (__shfl_xor_sync(0xffffffffu, (_S132), (1U)));
+    float _S134 = (F32_max((_S132), (_S133)));
+    float _S135 = (__shfl_xor_sync(0xffffffffu, (_S134), (2U)));
+    float _S136 = (F32_max((_S134), (_S135)));
+    float _S137 = (wasmetal_power((*&((&this_5->peaks_0[0U])->x) - _S136)));
+    *&((&this_5->peaks_0[0U])->x) = _S136;
+    float _S138 = _S137 * *&((&this_5->totals_0[0U])->x);
+    float _S139 = (wasmetal_power((*&((&this_5->scores_0[0U])->x) - _S136)));
+    *&((&this_5->scores_0[0U])->x) = _S139;
+    float total_0 = _S138 + _S139;
+    float _S140 = (wasmetal_power((*&((&this_5->scores_0[0U])->y) - _S136)));
+    *&((&this_5->scores_0[0U])->y) = _S140;
+    float total_1 = total_0 + _S140;
+    float _S141 = (wasmetal_power((*&((&this_5->scores_0[1U])->x) - _S136)));
+    *&((&this_5->scores_0[1U])->x) = _S141;
+    float total_2 = total_1 + _S141;
+    float _S142 = (wasmetal_power((*&((&this_5->scores_0[1U])->y) - _S136)));
+    *&((&this_5->scores_0[1U])->y) = _S142;
+    float total_3 = total_2 + _S142;
+    float _S143 = (wasmetal_power((*&((&this_5->scores_0[2U])->x) - _S136)));
+    *&((&this_5->scores_0[2U])->x) = _S143;
+    float total_4 = total_3 + _S143;
+    float _S144 = (wasmetal_power((*&((&this_5->scores_0[2U])->y) - _S136)));
+    *&((&this_5->scores_0[2U])->y) = _S144;
+    float total_5 = total_4 + _S144;
+    float _S145 = (wasmetal_power((*&((&this_5->scores_0[3U])->x) - _S136)));
+    *&((&this_5->scores_0[3U])->x) = _S145;
+    float total_6 = total_5 + _S145;
+    float _S146 = (wasmetal_power((*&((&this_5->scores_0[3U])->y) - _S136)));
+    *&((&this_5->scores_0[3U])->y) = _S146;
+    *&((&this_5->totals_0[0U])->x) = total_6 + _S146;
+    *&((&this_5->sums_0[0U])->x) = *&((&this_5->sums_0[0U])->x) * _S137;
+    *&((&this_5->sums_0[0U])->y) = *&((&this_5->sums_0[0U])->y) * _S137;
+    *&((&this_5->sums_0[1U])->x) = *&((&this_5->sums_0[1U])->x) * _S137;
+    *&((&this_5->sums_0[1U])->y) = *&((&this_5->sums_0[1U])->y) * _S137;
+    *&((&this_5->sums_0[2U])->x) = *&((&this_5->sums_0[2U])->x) * _S137;
+    *&((&this_5->sums_0[2U])->y) = *&((&this_5->sums_0[2U])->y) * _S137;
+    *&((&this_5->sums_0[3U])->x) = *&((&this_5->sums_0[3U])->x) * _S137;
+    *&((&this_5->sums_0[3U])->y) = *&((&this_5->sums_0[3U])->y) * _S137;
+    *&((&this_5->sums_0[4U])->x) = *&((&this_5->sums_0[4U])->x) * _S137;
+    *&((&this_5->sums_0[4U])->y) = *&((&this_5->sums_0[4U])->y) * _S137;
+    *&((&this_5->sums_0[5U])->x) = *&((&this_5->sums_0[5U])->x) * _S137;
+    *&((&this_5->sums_0[5U])->y) = *&((&this_5->sums_0[5U])->y) * _S137;
+    *&((&this_5->sums_0[6U])->x) = *&((&this_5->sums_0[6U])->x) * _S137;
+    *&((&this_5->sums_0[6U])->y) = *&((&this_5->sums_0[6U])->y) * _S137;
+    *&((&this_5->sums_0[7U])->x) = *&((&this_5->sums_0[7U])->x) * _S137;
+    *&((&this_5->sums_0[7U])->y) = *&((&this_5->sums_0[7U])->y) * _S137;
     if(partly_0)
     {
-        uint2  _S146 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
-        uint _S147 = at_2 + this_5->lane_0 % 4U * 2U;
-        uint _S148 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
-        if(_S147 < _S148)
+        uint2  _S147 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U];
+        uint _S148 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S149 = (*&seen_0)[this_5->own_0 + 8U + this_5->lane_0 / 4U].x;
+        if(_S148 < _S149)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S147 >= (_S146.y);
+            _S117 = _S148 >= (_S147.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[0U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S149 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S149 < _S148)
+        uint _S150 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S150 < _S149)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S149 >= (_S146.y);
+            _S117 = _S150 >= (_S147.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[0U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S150 = at_2 + 8U;
-        uint _S151 = _S150 + this_5->lane_0 % 4U * 2U;
-        if(_S151 < _S148)
+        uint _S151 = at_2 + 8U;
+        uint _S152 = _S151 + this_5->lane_0 % 4U * 2U;
+        if(_S152 < _S149)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S151 >= (_S146.y);
+            _S117 = _S152 >= (_S147.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[1U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S152 = _S150 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S152 < _S148)
+        uint _S153 = _S151 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S153 < _S149)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S152 >= (_S146.y);
+            _S117 = _S153 >= (_S147.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[1U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S153 = at_2 + 16U;
-        uint _S154 = _S153 + this_5->lane_0 % 4U * 2U;
-        if(_S154 < _S148)
+        uint _S154 = at_2 + 16U;
+        uint _S155 = _S154 + this_5->lane_0 % 4U * 2U;
+        if(_S155 < _S149)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S154 >= (_S146.y);
+            _S117 = _S155 >= (_S147.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[2U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S155 = _S153 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S155 < _S148)
+        uint _S156 = _S154 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S156 < _S149)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S155 >= (_S146.y);
+            _S117 = _S156 >= (_S147.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[2U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S156 = at_2 + 24U;
-        uint _S157 = _S156 + this_5->lane_0 % 4U * 2U;
-        if(_S157 < _S148)
+        uint _S157 = at_2 + 24U;
+        uint _S158 = _S157 + this_5->lane_0 % 4U * 2U;
+        if(_S158 < _S149)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S157 >= (_S146.y);
+            _S117 = _S158 >= (_S147.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[3U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S158 = _S156 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S158 < _S148)
+        uint _S159 = _S157 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S159 < _S149)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S158 >= (_S146.y);
+            _S117 = _S159 >= (_S147.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[3U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S159 = *&((&this_5->peaks_0[0U])->y);
-    float _S160 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S159), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
-    float _S161 = (__shfl_xor_sync(0xffffffffu, (_S160), (1U)));
-    float _S162 = (F32_max((_S160), (_S161)));
-    float _S163 = (__shfl_xor_sync(0xffffffffu, (_S162), (2U)));
-    float _S164 = (F32_max((_S162), (_S163)));
-    float _S165 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S164)));
-    *&((&this_5->peaks_0[0U])->y) = _S164;
-    float _S166 = _S165 * *&((&this_5->totals_0[0U])->y);
-    float _S167 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S164)));
-    *&((&this_5->scores_0[0U])->z) = _S167;
-    float total_7 = _S166 + _S167;
-    float _S168 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S164)));
-    *&((&this_5->scores_0[0U])->w) = _S168;
-    float total_8 = total_7 + _S168;
-    float _S169 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S164)));
-    *&((&this_5->scores_0[1U])->z) = _S169;
-    float total_9 = total_8 + _S169;
-    float _S170 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S164)));
-    *&((&this_5->scores_0[1U])->w) = _S170;
-    float total_10 = total_9 + _S170;
-    float _S171 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S164)));
-    *&((&this_5->scores_0[2U])->z) = _S171;
-    float total_11 = total_10 + _S171;
-    float _S172 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S164)));
-    *&((&this_5->scores_0[2U])->w) = _S172;
-    float total_12 = total_11 + _S172;
-    float _S173 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S164)));
-    *&((&this_5->scores_0[3U])->z) = _S173;
-    float total_13 = total_12 + _S173;
-    float _S174 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S164)));
-    *&((&this_5->scores_0[3U])->w) = _S174;
-    *&((&this_5->totals_0[0U])->y) = total_13 + _S174;
-    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S165;
-    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S165;
-    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S165;
-    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S165;
-    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S165;
-    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S165;
-    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S165;
-    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S165;
-    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S165;
-    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S165;
-    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S165;
-    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S165;
-    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S165;
-    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S165;
-    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S165;
-    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S165;
+    float _S160 = *&((&this_5->peaks_0[0U])->y);
+    float _S161 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S160), (*&((&this_5->scores_0[0U])->z))))), (*&((&this_5->scores_0[0U])->w))))), (*&((&this_5->scores_0[1U])->z))))), (*&((&this_5->scores_0[1U])->w))))), (*&((&this_5->scores_0[2U])->z))))), (*&((&this_5->scores_0[2U])->w))))), (*&((&this_5->scores_0[3U])->z))))), (*&((&this_5->scores_0[3U])->w))));
+    float _S162 = (__shfl_xor_sync(0xffffffffu, (_S161), (1U)));
+    float _S163 = (F32_max((_S161), (_S162)));
+    float _S164 = (__shfl_xor_sync(0xffffffffu, (_S163), (2U)));
+    float _S165 = (F32_max((_S163), (_S164)));
+    float _S166 = (wasmetal_power((*&((&this_5->peaks_0[0U])->y) - _S165)));
+    *&((&this_5->peaks_0[0U])->y) = _S165;
+    float _S167 = _S166 * *&((&this_5->totals_0[0U])->y);
+    float _S168 = (wasmetal_power((*&((&this_5->scores_0[0U])->z) - _S165)));
+    *&((&this_5->scores_0[0U])->z) = _S168;
+    float total_7 = _S167 + _S168;
+    float _S169 = (wasmetal_power((*&((&this_5->scores_0[0U])->w) - _S165)));
+    *&((&this_5->scores_0[0U])->w) = _S169;
+    float total_8 = total_7 + _S169;
+    float _S170 = (wasmetal_power((*&((&this_5->scores_0[1U])->z) - _S165)));
+    *&((&this_5->scores_0[1U])->z) = _S170;
+    float total_9 = total_8 + _S170;
+    float _S171 = (wasmetal_power((*&((&this_5->scores_0[1U])->w) - _S165)));
+    *&((&this_5->scores_0[1U])->w) = _S171;
+    float total_10 = total_9 + _S171;
+    float _S172 = (wasmetal_power((*&((&this_5->scores_0[2U])->z) - _S165)));
+    *&((&this_5->scores_0[2U])->z) = _S172;
+    float total_11 = total_10 + _S172;
+    float _S173 = (wasmetal_power((*&((&this_5->scores_0[2U])->w) - _S165)));
+    *&((&this_5->scores_0[2U])->w) = _S173;
+    float total_12 = total_11 + _S173;
+    float _S174 = (wasmetal_power((*&((&this_5->scores_0[3U])->z) - _S165)));
+    *&((&this_5->scores_0[3U])->z) = _S174;
+    float total_13 = total_12 + _S174;
+    float _S175 = (wasmetal_power((*&((&this_5->scores_0[3U])->w) - _S165)));
+    *&((&this_5->scores_0[3U])->w) = _S175;
+    *&((&this_5->totals_0[0U])->y) = total_13 + _S175;
+    *&((&this_5->sums_0[0U])->z) = *&((&this_5->sums_0[0U])->z) * _S166;
+    *&((&this_5->sums_0[0U])->w) = *&((&this_5->sums_0[0U])->w) * _S166;
+    *&((&this_5->sums_0[1U])->z) = *&((&this_5->sums_0[1U])->z) * _S166;
+    *&((&this_5->sums_0[1U])->w) = *&((&this_5->sums_0[1U])->w) * _S166;
+    *&((&this_5->sums_0[2U])->z) = *&((&this_5->sums_0[2U])->z) * _S166;
+    *&((&this_5->sums_0[2U])->w) = *&((&this_5->sums_0[2U])->w) * _S166;
+    *&((&this_5->sums_0[3U])->z) = *&((&this_5->sums_0[3U])->z) * _S166;
+    *&((&this_5->sums_0[3U])->w) = *&((&this_5->sums_0[3U])->w) * _S166;
+    *&((&this_5->sums_0[4U])->z) = *&((&this_5->sums_0[4U])->z) * _S166;
+    *&((&this_5->sums_0[4U])->w) = *&((&this_5->sums_0[4U])->w) * _S166;
+    *&((&this_5->sums_0[5U])->z) = *&((&this_5->sums_0[5U])->z) * _S166;
+    *&((&this_5->sums_0[5U])->w) = *&((&this_5->sums_0[5U])->w) * _S166;
+    *&((&this_5->sums_0[6U])->z) = *&((&this_5->sums_0[6U])->z) * _S166;
+    *&((&this_5->sums_0[6U])->w) = *&((&this_5->sums_0[6U])->w) * _S166;
+    *&((&this_5->sums_0[7U])->z) = *&((&this_5->sums_0[7U])->z) * _S166;
+    *&((&this_5->sums_0[7U])->w) = *&((&this_5->sums_0[7U])->w) * _S166;
     if(partly_0)
     {
-        uint2  _S175 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U];
-        uint _S176 = at_2 + this_5->lane_0 % 4U * 2U;
-        uint _S177 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U].x;
-        if(_S176 < _S177)
+        uint2  _S176 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U];
+        uint _S177 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S178 = (*&seen_0)[this_5->own_0 + 16U + this_5->lane_0 / 4U].x;
+        if(_S177 < _S178)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S176 >= (_S175.y);
+            _S117 = _S177 >= (_S176.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[4U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S178 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S178 < _S177)
+        uint _S179 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S179 < _S178)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S178 >= (_S175.y);
+            _S117 = _S179 >= (_S176.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[4U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S179 = at_2 + 8U;
-        uint _S180 = _S179 + this_5->lane_0 % 4U * 2U;
-        if(_S180 < _S177)
+        uint _S180 = at_2 + 8U;
+        uint _S181 = _S180 + this_5->lane_0 % 4U * 2U;
+        if(_S181 < _S178)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S180 >= (_S175.y);
+            _S117 = _S181 >= (_S176.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[5U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S181 = _S179 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S181 < _S177)
+        uint _S182 = _S180 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S182 < _S178)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S181 >= (_S175.y);
+            _S117 = _S182 >= (_S176.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[5U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S182 = at_2 + 16U;
-        uint _S183 = _S182 + this_5->lane_0 % 4U * 2U;
-        if(_S183 < _S177)
+        uint _S183 = at_2 + 16U;
+        uint _S184 = _S183 + this_5->lane_0 % 4U * 2U;
+        if(_S184 < _S178)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S183 >= (_S175.y);
+            _S117 = _S184 >= (_S176.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[6U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S184 = _S182 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S184 < _S177)
+        uint _S185 = _S183 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S185 < _S178)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S184 >= (_S175.y);
+            _S117 = _S185 >= (_S176.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[6U])->y) = (U32_asfloat((4286578688U)));
         }
-        uint _S185 = at_2 + 24U;
-        uint _S186 = _S185 + this_5->lane_0 % 4U * 2U;
-        if(_S186 < _S177)
+        uint _S186 = at_2 + 24U;
+        uint _S187 = _S186 + this_5->lane_0 % 4U * 2U;
+        if(_S187 < _S178)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S186 >= (_S175.y);
+            _S117 = _S187 >= (_S176.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[7U])->x) = (U32_asfloat((4286578688U)));
         }
-        uint _S187 = _S185 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S187 < _S177)
+        uint _S188 = _S186 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S188 < _S178)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S187 >= (_S175.y);
+            _S117 = _S188 >= (_S176.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[7U])->y) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S188 = *&((&this_5->peaks_0[1U])->x);
-    float _S189 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S188), (*&((&this_5->scores_0[4U])->x))))), (*&((&this_5->scores_0[4U])->y))))), (*&((&this_5->scores_0[5U])->x))))), (*&((&this_5->scores_0[5U])->y))))), (*&((&this_5->scores_0[6U])->x))))), (*&((&this_5->scores_0[6U])->y))))), (*&((&this_5->scores_0[7U])->x))))), (*&((&this_5->scores_0[7U])->y))));
-    float _S190 = (__shfl_xor_sync(0xffffffffu, (_S189), (1U)));
-    float _S191 = (F32_max((_S189), (_S190)));
-    float _S192 = (__shfl_xor_sync(0xffffffffu, (_S191), (2U)));
-    float _S193 = (F32_max((_S191), (_S192)));
-    float _S194 = (wasmetal_power((*&((&this_5->peaks_0[1U])->x) - _S193)));
-    *&((&this_5->peaks_0[1U])->x) = _S193;
-    float _S195 = _S194 * *&((&this_5->totals_0[1U])->x);
-    float _S196 = (wasmetal_power((*&((&this_5->scores_0[4U])->x) - _S193)));
-    *&((&this_5->scores_0[4U])->x) = _S196;
-    float total_14 = _S195 + _S196;
-    float _S197 = (wasmetal_power((*&((&this_5->scores_0[4U])->y) - _S193)));
-    *&((&this_5->scores_0[4U])->y) = _S197;
-    float total_15 = total_14 + _S197;
-    float _S198 = (wasmetal_power((*&((&this_5->scores_0[5U])->x) - _S193)));
-    *&((&this_5->scores_0[5U])->x) = _S198;
-    float total_16 = total_15 + _S198;
-    float _S199 = (wasmetal_power((*&((&this_5->scores_0[5U])->y) - _S193)));
-    *&((&this_5->scores_0[5U])->y) = _S199;
-    float total_17 = total_16 + _S199;
-    float _S200 = (wasmetal_power((*&((&this_5->scores_0[6U])->x) - _S193)));
-    *&((&this_5->scores_0[6U])->x) = _S200;
-    float total_18 = total_17 + _S200;
-    float _S201 = (wasmetal_power((*&((&this_5->scores_0[6U])->y) - _S193)));
-    *&((&this_5->scores_0[6U])->y) = _S201;
-    float total_19 = total_18 + _S201;
-    float _S202 = (wasmetal_power((*&((&this_5->scores_0[7U])->x) - _S193)));
-    *&((&this_5->scores_0[7U])->x) = _S202;
-    float total_20 = total_19 + _S202;
-    float _S203 = (wasmetal_power((*&((&this_5->scores_0[7U])->y) - _S193)));
-    *&((&this_5->scores_0[7U])->y) = _S203;
-    *&((&this_5->totals_0[1U])->x) = total_20 + _S203;
-    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S194;
-    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S194;
-    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S194;
-    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S194;
-    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S194;
-    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S194;
-    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S194;
-    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S194;
-    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S194;
-    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S194;
-    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S194;
-    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S194;
-    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S194;
-    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S194;
-    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S194;
-    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S194;
+    float _S189 = *&((&this_5->peaks_0[1U])->x);
+    float _S190 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S189), (*&((&this_5->scores_0[4U])->x))))), (*&((&this_5->scores_0[4U])->y))))), (*&((&this_5->scores_0[5U])->x))))), (*&((&this_5->scores_0[5U])->y))))), (*&((&this_5->scores_0[6U])->x))))), (*&((&this_5->scores_0[6U])->y))))), (*&((&this_5->scores_0[7U])->x))))), (*&((&this_5->scores_0[7U])->y))));
+    float _S191 = (__shfl_xor_sync(0xffffffffu, (_S190), (1U)));
+    float _S192 = (F32_max((_S190), (_S191)));
+    float _S193 = (__shfl_xor_sync(0xffffffffu, (_S192), (2U)));
+    float _S194 = (F32_max((_S192), (_S193)));
+    float _S195 = (wasmetal_power((*&((&this_5->peaks_0[1U])->x) - _S194)));
+    *&((&this_5->peaks_0[1U])->x) = _S194;
+    float _S196 = _S195 * *&((&this_5->totals_0[1U])->x);
+    float _S197 = (wasmetal_power((*&((&this_5->scores_0[4U])->x) - _S194)));
+    *&((&this_5->scores_0[4U])->x) = _S197;
+    float total_14 = _S196 + _S197;
+    float _S198 = (wasmetal_power((*&((&this_5->scores_0[4U])->y) - _S194)));
+    *&((&this_5->scores_0[4U])->y) = _S198;
+    float total_15 = total_14 + _S198;
+    float _S199 = (wasmetal_power((*&((&this_5->scores_0[5U])->x) - _S194)));
+    *&((&this_5->scores_0[5U])->x) = _S199;
+    float total_16 = total_15 + _S199;
+    float _S200 = (wasmetal_power((*&((&this_5->scores_0[5U])->y) - _S194)));
+    *&((&this_5->scores_0[5U])->y) = _S200;
+    float total_17 = total_16 + _S200;
+    float _S201 = (wasmetal_power((*&((&this_5->scores_0[6U])->x) - _S194)));
+    *&((&this_5->scores_0[6U])->x) = _S201;
+    float total_18 = total_17 + _S201;
+    float _S202 = (wasmetal_power((*&((&this_5->scores_0[6U])->y) - _S194)));
+    *&((&this_5->scores_0[6U])->y) = _S202;
+    float total_19 = total_18 + _S202;
+    float _S203 = (wasmetal_power((*&((&this_5->scores_0[7U])->x) - _S194)));
+    *&((&this_5->scores_0[7U])->x) = _S203;
+    float total_20 = total_19 + _S203;
+    float _S204 = (wasmetal_power((*&((&this_5->scores_0[7U])->y) - _S194)));
+    *&((&this_5->scores_0[7U])->y) = _S204;
+    *&((&this_5->totals_0[1U])->x) = total_20 + _S204;
+    *&((&this_5->sums_0[8U])->x) = *&((&this_5->sums_0[8U])->x) * _S195;
+    *&((&this_5->sums_0[8U])->y) = *&((&this_5->sums_0[8U])->y) * _S195;
+    *&((&this_5->sums_0[9U])->x) = *&((&this_5->sums_0[9U])->x) * _S195;
+    *&((&this_5->sums_0[9U])->y) = *&((&this_5->sums_0[9U])->y) * _S195;
+    *&((&this_5->sums_0[10U])->x) = *&((&this_5->sums_0[10U])->x) * _S195;
+    *&((&this_5->sums_0[10U])->y) = *&((&this_5->sums_0[10U])->y) * _S195;
+    *&((&this_5->sums_0[11U])->x) = *&((&this_5->sums_0[11U])->x) * _S195;
+    *&((&this_5->sums_0[11U])->y) = *&((&this_5->sums_0[11U])->y) * _S195;
+    *&((&this_5->sums_0[12U])->x) = *&((&this_5->sums_0[12U])->x) * _S195;
+    *&((&this_5->sums_0[12U])->y) = *&((&this_5->sums_0[12U])->y) * _S195;
+    *&((&this_5->sums_0[13U])->x) = *&((&this_5->sums_0[13U])->x) * _S195;
+    *&((&this_5->sums_0[13U])->y) = *&((&this_5->sums_0[13U])->y) * _S195;
+    *&((&this_5->sums_0[14U])->x) = *&((&this_5->sums_0[14U])->x) * _S195;
+    *&((&this_5->sums_0[14U])->y) = *&((&this_5->sums_0[14U])->y) * _S195;
+    *&((&this_5->sums_0[15U])->x) = *&((&this_5->sums_0[15U])->x) * _S195;
+    *&((&this_5->sums_0[15U])->y) = *&((&this_5->sums_0[15U])->y) * _S195;
     if(partly_0)
     {
-        uint2  _S204 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U];
-        uint _S205 = at_2 + this_5->lane_0 % 4U * 2U;
-        uint _S206 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U].x;
-        if(_S205 < _S206)
+        uint2  _S205 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U];
+        uint _S206 = at_2 + this_5->lane_0 % 4U * 2U;
+        uint _S207 = (*&seen_0)[this_5->own_0 + 16U + 8U + this_5->lane_0 / 4U].x;
+        if(_S206 < _S207)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S205 >= (_S204.y);
+            _S117 = _S206 >= (_S205.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[4U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S207 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S207 < _S206)
+        uint _S208 = at_2 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S208 < _S207)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S207 >= (_S204.y);
+            _S117 = _S208 >= (_S205.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[4U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S208 = at_2 + 8U;
-        uint _S209 = _S208 + this_5->lane_0 % 4U * 2U;
-        if(_S209 < _S206)
+        uint _S209 = at_2 + 8U;
+        uint _S210 = _S209 + this_5->lane_0 % 4U * 2U;
+        if(_S210 < _S207)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S209 >= (_S204.y);
+            _S117 = _S210 >= (_S205.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[5U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S210 = _S208 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S210 < _S206)
+        uint _S211 = _S209 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S211 < _S207)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S210 >= (_S204.y);
+            _S117 = _S211 >= (_S205.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[5U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S211 = at_2 + 16U;
-        uint _S212 = _S211 + this_5->lane_0 % 4U * 2U;
-        if(_S212 < _S206)
+        uint _S212 = at_2 + 16U;
+        uint _S213 = _S212 + this_5->lane_0 % 4U * 2U;
+        if(_S213 < _S207)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S212 >= (_S204.y);
+            _S117 = _S213 >= (_S205.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[6U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S213 = _S211 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S213 < _S206)
+        uint _S214 = _S212 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S214 < _S207)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S213 >= (_S204.y);
+            _S117 = _S214 >= (_S205.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[6U])->w) = (U32_asfloat((4286578688U)));
         }
-        uint _S214 = at_2 + 24U;
-        uint _S215 = _S214 + this_5->lane_0 % 4U * 2U;
-        if(_S215 < _S206)
+        uint _S215 = at_2 + 24U;
+        uint _S216 = _S215 + this_5->lane_0 % 4U * 2U;
+        if(_S216 < _S207)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S215 >= (_S204.y);
+            _S117 = _S216 >= (_S205.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[7U])->z) = (U32_asfloat((4286578688U)));
         }
-        uint _S216 = _S214 + this_5->lane_0 % 4U * 2U + 1U;
-        if(_S216 < _S206)
+        uint _S217 = _S215 + this_5->lane_0 % 4U * 2U + 1U;
+        if(_S217 < _S207)
         {
-            _S116 = true;
+            _S117 = true;
         }
         else
         {
-            _S116 = _S216 >= (_S204.y);
+            _S117 = _S217 >= (_S205.y);
         }
-        if(_S116)
+        if(_S117)
         {
             *&((&this_5->scores_0[7U])->w) = (U32_asfloat((4286578688U)));
         }
     }
-    float _S217 = *&((&this_5->peaks_0[1U])->y);
-    float _S218 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S217), (*&((&this_5->scores_0[4U])->z))))), (*&((&this_5->scores_0[4U])->w))))), (*&((&this_5->scores_0[5U])->z))))), (*&((&this_5->scores_0[5U])->w))))), (*&((&this_5->scores_0[6U])->z))))), (*&((&this_5->scores_0[6U])->w))))), (*&((&this_5->scores_0[7U])->z))))), (*&((&this_5->scores_0[7U])->w))));
-    float _S219 = (__shfl_xor_sync(0xffffffffu, (_S218), (1U)));
-    float _S220 = (F32_max((_S218), (_S219)));
-    float _S221 = (__shfl_xor_sync(0xffffffffu, (_S220), (2U)));
-    float _S222 = (F32_max((_S220), (_S221)));
-    float _S223 = (wasmetal_power((*&((&this_5->peaks_0[1U])->y) - _S222)));
-    *&((&this_5->peaks_0[1U])->y) = _S222;
-    float _S224 = _S223 * *&((&this_5->totals_0[1U])->y);
-    float _S225 = (wasmetal_power((*&((&this_5->scores_0[4U])->z) - _S222)));
-    *&((&this_5->scores_0[4U])->z) = _S225;
-    float total_21 = _S224 + _S225;
-    float _S226 = (wasmetal_power((*&((&this_5->scores_0[4U])->w) - _S222)));
-    *&((&this_5->scores_0[4U])->w) = _S226;
-    float total_22 = total_21 + _S226;
-    float _S227 = (wasmetal_power((*&((&this_5->scores_0[5U])->z) - _S222)));
-    *&((&this_5->scores_0[5U])->z) = _S227;
-    float total_23 = total_22 + _S227;
-    float _S228 = (wasmetal_power((*&((&this_5->scores_0[5U])->w) - _S222)));
-    *&((&this_5->scores_0[5U])->w) = _S228;
-    float total_24 = total_23 + _S228;
-    float _S229 = (wasmetal_power((*&((&this_5->scores_0[6U])->z) - _S222)));
-    *&((&this_5->scores_0[6U])->z) = _S229;
-    float total_25 = total_24 + _S229;
-    float _S230 = (wasmetal_power((*&((&this_5->scores_0[6U])->w) - _S222)));
-    *&((&this_5->scores_0[6U])->w) = _S230;
-    float total_26 = total_25 + _S230;
-    float _S231 = (wasmetal_power((*&((&this_5->scores_0[7U])->z) - _S222)));
-    *&((&this_5->scores_0[7U])->z) = _S231;
-    float total_27 = total_26 + _S231;
-    float _S232 = (wasmetal_power((*&((&this_5->scores_0[7U])->w) - _S222)));
-    *&((&this_5->scores_0[7U])->w) = _S232;
-    *&((&this_5->totals_0[1U])->y) = total_27 + _S232;
-    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S223;
-    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S223;
-    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S223;
-    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S223;
-    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S223;
-    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S223;
-    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S223;
-    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S223;
-    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S223;
-    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S223;
-    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S223;
-    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S223;
-    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S223;
-    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S223;
-    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S223;
-    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S223;
+    float _S218 = *&((&this_5->peaks_0[1U])->y);
+    float _S219 = (F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max(((F32_max((_S218), (*&((&this_5->scores_0[4U])->z))))), (*&((&this_5->scores_0[4U])->w))))), (*&((&this_5->scores_0[5U])->z))))), (*&((&this_5->scores_0[5U])->w))))), (*&((&this_5->scores_0[6U])->z))))), (*&((&this_5->scores_0[6U])->w))))), (*&((&this_5->scores_0[7U])->z))))), (*&((&this_5->scores_0[7U])->w))));
+    float _S220 = (__shfl_xor_sync(0xffffffffu, (_S219), (1U)));
+    float _S221 = (F32_max((_S219), (_S220)));
+    float _S222 = (__shfl_xor_sync(0xffffffffu, (_S221), (2U)));
+    float _S223 = (F32_max((_S221), (_S222)));
+    float _S224 = (wasmetal_power((*&((&this_5->peaks_0[1U])->y) - _S223)));
+    *&((&this_5->peaks_0[1U])->y) = _S223;
+    float _S225 = _S224 * *&((&this_5->totals_0[1U])->y);
+    float _S226 = (wasmetal_power((*&((&this_5->scores_0[4U])->z) - _S223)));
+    *&((&this_5->scores_0[4U])->z) = _S226;
+    float total_21 = _S225 + _S226;
+    float _S227 = (wasmetal_power((*&((&this_5->scores_0[4U])->w) - _S223)));
+    *&((&this_5->scores_0[4U])->w) = _S227;
+    float total_22 = total_21 + _S227;
+    float _S228 = (wasmetal_power((*&((&this_5->scores_0[5U])->z) - _S223)));
+    *&((&this_5->scores_0[5U])->z) = _S228;
+    float total_23 = total_22 + _S228;
+    float _S229 = (wasmetal_power((*&((&this_5->scores_0[5U])->w) - _S223)));
+    *&((&this_5->scores_0[5U])->w) = _S229;
+    float total_24 = total_23 + _S229;
+    float _S230 = (wasmetal_power((*&((&this_5->scores_0[6U])->z) - _S223)));
+    *&((&this_5->scores_0[6U])->z) = _S230;
+    float total_25 = total_24 + _S230;
+    float _S231 = (wasmetal_power((*&((&this_5->scores_0[6U])->w) - _S223)));
+    *&((&this_5->scores_0[6U])->w) = _S231;
+    float total_26 = total_25 + _S231;
+    float _S232 = (wasmetal_power((*&((&this_5->scores_0[7U])->z) - _S223)));
+    *&((&this_5->scores_0[7U])->z) = _S232;
+    float total_27 = total_26 + _S232;
+    float _S233 = (wasmetal_power((*&((&this_5->scores_0[7U])->w) - _S223)));
+    *&((&this_5->scores_0[7U])->w) = _S233;
+    *&((&this_5->totals_0[1U])->y) = total_27 + _S233;
+    *&((&this_5->sums_0[8U])->z) = *&((&this_5->sums_0[8U])->z) * _S224;
+    *&((&this_5->sums_0[8U])->w) = *&((&this_5->sums_0[8U])->w) * _S224;
+    *&((&this_5->sums_0[9U])->z) = *&((&this_5->sums_0[9U])->z) * _S224;
+    *&((&this_5->sums_0[9U])->w) = *&((&this_5->sums_0[9U])->w) * _S224;
+    *&((&this_5->sums_0[10U])->z) = *&((&this_5->sums_0[10U])->z) * _S224;
+    *&((&this_5->sums_0[10U])->w) = *&((&this_5->sums_0[10U])->w) * _S224;
+    *&((&this_5->sums_0[11U])->z) = *&((&this_5->sums_0[11U])->z) * _S224;
+    *&((&this_5->sums_0[11U])->w) = *&((&this_5->sums_0[11U])->w) * _S224;
+    *&((&this_5->sums_0[12U])->z) = *&((&this_5->sums_0[12U])->z) * _S224;
+    *&((&this_5->sums_0[12U])->w) = *&((&this_5->sums_0[12U])->w) * _S224;
+    *&((&this_5->sums_0[13U])->z) = *&((&this_5->sums_0[13U])->z) * _S224;
+    *&((&this_5->sums_0[13U])->w) = *&((&this_5->sums_0[13U])->w) * _S224;
+    *&((&this_5->sums_0[14U])->z) = *&((&this_5->sums_0[14U])->z) * _S224;
+    *&((&this_5->sums_0[14U])->w) = *&((&this_5->sums_0[14U])->w) * _S224;
+    *&((&this_5->sums_0[15U])->z) = *&((&this_5->sums_0[15U])->z) * _S224;
+    *&((&this_5->sums_0[15U])->w) = *&((&this_5->sums_0[15U])->w) * _S224;
     return;
 }
 
 __device__ void Attending_add_0(Attending_0 * this_6, uint values_at_0)
 {
     FixedArray<uint4 , 2>  weights_0;
-    uint _S233 = (wasmetal_as_halves((this_6->scores_0[0U].x), (this_6->scores_0[0U].y)));
-    uint _S234 = (wasmetal_as_halves((this_6->scores_0[0U].z), (this_6->scores_0[0U].w)));
-    uint _S235 = (wasmetal_as_halves((this_6->scores_0[1U].x), (this_6->scores_0[1U].y)));
-    uint _S236 = (wasmetal_as_halves((this_6->scores_0[1U].z), (this_6->scores_0[1U].w)));
-    uint4  _S237 = make_uint4 (_S233, _S234, _S235, _S236);
-    weights_0[0U] = _S237;
-    uint _S238 = (wasmetal_as_halves((this_6->scores_0[4U].x), (this_6->scores_0[4U].y)));
-    uint _S239 = (wasmetal_as_halves((this_6->scores_0[4U].z), (this_6->scores_0[4U].w)));
-    uint _S240 = (wasmetal_as_halves((this_6->scores_0[5U].x), (this_6->scores_0[5U].y)));
-    uint _S241 = (wasmetal_as_halves((this_6->scores_0[5U].z), (this_6->scores_0[5U].w)));
-    uint4  _S242 = make_uint4 (_S238, _S239, _S240, _S241);
-    weights_0[1U] = _S242;
-    uint4  _S243 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + this_6->lane_0 / 16U])));
-    uint2  _S244 = uint2 {_S243.x, _S243.y};
-    float4  _S245 = (wasmetal_multiply_half((_S237), (_S244), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S245;
-    uint2  _S246 = uint2 {_S243.z, _S243.w};
-    float4  _S247 = (wasmetal_multiply_half((_S237), (_S246), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S247;
-    float4  _S248 = (wasmetal_multiply_half((_S242), (_S244), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S248;
-    float4  _S249 = (wasmetal_multiply_half((_S242), (_S246), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S249;
-    uint4  _S250 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 2U + this_6->lane_0 / 16U])));
-    uint2  _S251 = uint2 {_S250.x, _S250.y};
-    float4  _S252 = (wasmetal_multiply_half((_S237), (_S251), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S252;
-    uint2  _S253 = uint2 {_S250.z, _S250.w};
-    float4  _S254 = (wasmetal_multiply_half((_S237), (_S253), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S254;
-    float4  _S255 = (wasmetal_multiply_half((_S242), (_S251), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S255;
-    float4  _S256 = (wasmetal_multiply_half((_S242), (_S253), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S256;
-    uint4  _S257 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 4U + this_6->lane_0 / 16U])));
-    uint2  _S258 = uint2 {_S257.x, _S257.y};
-    float4  _S259 = (wasmetal_multiply_half((_S237), (_S258), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S259;
-    uint2  _S260 = uint2 {_S257.z, _S257.w};
-    float4  _S261 = (wasmetal_multiply_half((_S237), (_S260), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S261;
-    float4  _S262 = (wasmetal_multiply_half((_S242), (_S258), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S262;
-    float4  _S263 = (wasmetal_multiply_half((_S242), (_S260), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S263;
-    uint4  _S264 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 6U + this_6->lane_0 / 16U])));
-    uint2  _S265 = uint2 {_S264.x, _S264.y};
-    float4  _S266 = (wasmetal_multiply_half((_S237), (_S265), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S266;
-    uint2  _S267 = uint2 {_S264.z, _S264.w};
-    float4  _S268 = (wasmetal_multiply_half((_S237), (_S267), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S268;
-    float4  _S269 = (wasmetal_multiply_half((_S242), (_S265), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S269;
-    float4  _S270 = (wasmetal_multiply_half((_S242), (_S267), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S270;
+    uint _S234 = pack_halves_0(float2 {this_6->scores_0[0U].x, this_6->scores_0[0U].y});
+    uint _S235 = pack_halves_0(float2 {this_6->scores_0[0U].z, this_6->scores_0[0U].w});
+    uint _S236 = pack_halves_0(float2 {this_6->scores_0[1U].x, this_6->scores_0[1U].y});
+    uint _S237 = pack_halves_0(float2 {this_6->scores_0[1U].z, this_6->scores_0[1U].w});
+    uint4  _S238 = make_uint4 (_S234, _S235, _S236, _S237);
+    weights_0[0U] = _S238;
+    uint _S239 = pack_halves_0(float2 {this_6->scores_0[4U].x, this_6->scores_0[4U].y});
+    uint _S240 = pack_halves_0(float2 {this_6->scores_0[4U].z, this_6->scores_0[4U].w});
+    uint _S241 = pack_halves_0(float2 {this_6->scores_0[5U].x, this_6->scores_0[5U].y});
+    uint _S242 = pack_halves_0(float2 {this_6->scores_0[5U].z, this_6->scores_0[5U].w});
+    uint4  _S243 = make_uint4 (_S239, _S240, _S241, _S242);
+    weights_0[1U] = _S243;
+    uint4  _S244 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + this_6->lane_0 / 16U])));
+    uint2  _S245 = uint2 {_S244.x, _S244.y};
+    float4  _S246 = (wasmetal_multiply_half((_S238), (_S245), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S246;
+    uint2  _S247 = uint2 {_S244.z, _S244.w};
+    float4  _S248 = (wasmetal_multiply_half((_S238), (_S247), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S248;
+    float4  _S249 = (wasmetal_multiply_half((_S243), (_S245), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S249;
+    float4  _S250 = (wasmetal_multiply_half((_S243), (_S247), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S250;
+    uint4  _S251 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 2U + this_6->lane_0 / 16U])));
+    uint2  _S252 = uint2 {_S251.x, _S251.y};
+    float4  _S253 = (wasmetal_multiply_half((_S238), (_S252), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S253;
+    uint2  _S254 = uint2 {_S251.z, _S251.w};
+    float4  _S255 = (wasmetal_multiply_half((_S238), (_S254), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S255;
+    float4  _S256 = (wasmetal_multiply_half((_S243), (_S252), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S256;
+    float4  _S257 = (wasmetal_multiply_half((_S243), (_S254), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S257;
+    uint4  _S258 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 4U + this_6->lane_0 / 16U])));
+    uint2  _S259 = uint2 {_S258.x, _S258.y};
+    float4  _S260 = (wasmetal_multiply_half((_S238), (_S259), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S260;
+    uint2  _S261 = uint2 {_S258.z, _S258.w};
+    float4  _S262 = (wasmetal_multiply_half((_S238), (_S261), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S262;
+    float4  _S263 = (wasmetal_multiply_half((_S243), (_S259), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S263;
+    float4  _S264 = (wasmetal_multiply_half((_S243), (_S261), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S264;
+    uint4  _S265 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + this_6->lane_0 % 16U * 9U + 6U + this_6->lane_0 / 16U])));
+    uint2  _S266 = uint2 {_S265.x, _S265.y};
+    float4  _S267 = (wasmetal_multiply_half((_S238), (_S266), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S267;
+    uint2  _S268 = uint2 {_S265.z, _S265.w};
+    float4  _S269 = (wasmetal_multiply_half((_S238), (_S268), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S269;
+    float4  _S270 = (wasmetal_multiply_half((_S243), (_S266), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S270;
+    float4  _S271 = (wasmetal_multiply_half((_S243), (_S268), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S271;
     FixedArray<uint4 , 2>  weights_1;
-    uint _S271 = (wasmetal_as_halves((this_6->scores_0[2U].x), (this_6->scores_0[2U].y)));
-    uint _S272 = (wasmetal_as_halves((this_6->scores_0[2U].z), (this_6->scores_0[2U].w)));
-    uint _S273 = (wasmetal_as_halves((this_6->scores_0[3U].x), (this_6->scores_0[3U].y)));
-    uint _S274 = (wasmetal_as_halves((this_6->scores_0[3U].z), (this_6->scores_0[3U].w)));
-    uint4  _S275 = make_uint4 (_S271, _S272, _S273, _S274);
-    weights_1[0U] = _S275;
-    uint _S276 = (wasmetal_as_halves((this_6->scores_0[6U].x), (this_6->scores_0[6U].y)));
-    uint _S277 = (wasmetal_as_halves((this_6->scores_0[6U].z), (this_6->scores_0[6U].w)));
-    uint _S278 = (wasmetal_as_halves((this_6->scores_0[7U].x), (this_6->scores_0[7U].y)));
-    uint _S279 = (wasmetal_as_halves((this_6->scores_0[7U].z), (this_6->scores_0[7U].w)));
-    uint4  _S280 = make_uint4 (_S276, _S277, _S278, _S279);
-    weights_1[1U] = _S280;
-    uint4  _S281 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + this_6->lane_0 / 16U])));
-    uint2  _S282 = uint2 {_S281.x, _S281.y};
-    float4  _S283 = (wasmetal_multiply_half((_S275), (_S282), (this_6->sums_0[0U])));
-    this_6->sums_0[0U] = _S283;
-    uint2  _S284 = uint2 {_S281.z, _S281.w};
-    float4  _S285 = (wasmetal_multiply_half((_S275), (_S284), (this_6->sums_0[1U])));
-    this_6->sums_0[1U] = _S285;
-    float4  _S286 = (wasmetal_multiply_half((_S280), (_S282), (this_6->sums_0[8U])));
-    this_6->sums_0[8U] = _S286;
-    float4  _S287 = (wasmetal_multiply_half((_S280), (_S284), (this_6->sums_0[9U])));
-    this_6->sums_0[9U] = _S287;
-    uint4  _S288 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 2U + this_6->lane_0 / 16U])));
-    uint2  _S289 = uint2 {_S288.x, _S288.y};
-    float4  _S290 = (wasmetal_multiply_half((_S275), (_S289), (this_6->sums_0[2U])));
-    this_6->sums_0[2U] = _S290;
-    uint2  _S291 = uint2 {_S288.z, _S288.w};
-    float4  _S292 = (wasmetal_multiply_half((_S275), (_S291), (this_6->sums_0[3U])));
-    this_6->sums_0[3U] = _S292;
-    float4  _S293 = (wasmetal_multiply_half((_S280), (_S289), (this_6->sums_0[10U])));
-    this_6->sums_0[10U] = _S293;
-    float4  _S294 = (wasmetal_multiply_half((_S280), (_S291), (this_6->sums_0[11U])));
-    this_6->sums_0[11U] = _S294;
-    uint4  _S295 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 4U + this_6->lane_0 / 16U])));
-    uint2  _S296 = uint2 {_S295.x, _S295.y};
-    float4  _S297 = (wasmetal_multiply_half((_S275), (_S296), (this_6->sums_0[4U])));
-    this_6->sums_0[4U] = _S297;
-    uint2  _S298 = uint2 {_S295.z, _S295.w};
-    float4  _S299 = (wasmetal_multiply_half((_S275), (_S298), (this_6->sums_0[5U])));
-    this_6->sums_0[5U] = _S299;
-    float4  _S300 = (wasmetal_multiply_half((_S280), (_S296), (this_6->sums_0[12U])));
-    this_6->sums_0[12U] = _S300;
-    float4  _S301 = (wasmetal_multiply_half((_S280), (_S298), (this_6->sums_0[13U])));
-    this_6->sums_0[13U] = _S301;
-    uint4  _S302 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 6U + this_6->lane_0 / 16U])));
-    uint2  _S303 = uint2 {_S302.x, _S302.y};
-    float4  _S304 = (wasmetal_multiply_half((_S275), (_S303), (this_6->sums_0[6U])));
-    this_6->sums_0[6U] = _S304;
-    uint2  _S305 = uint2 {_S302.z, _S302.w};
-    float4  _S306 = (wasmetal_multiply_half((_S275), (_S305), (this_6->sums_0[7U])));
-    this_6->sums_0[7U] = _S306;
-    float4  _S307 = (wasmetal_multiply_half((_S280), (_S303), (this_6->sums_0[14U])));
-    this_6->sums_0[14U] = _S307;
-    float4  _S308 = (wasmetal_multiply_half((_S280), (_S305), (this_6->sums_0[15U])));
-    this_6->sums_0[15U] = _S308;
+    uint _S272 = pack_halves_0(float2 {this_6->scores_0[2U].x, this_6->scores_0[2U].y});
+    uint _S273 = pack_halves_0(float2 {this_6->scores_0[2U].z, this_6->scores_0[2U].w});
+    uint _S274 = pack_halves_0(float2 {this_6->scores_0[3U].x, this_6->scores_0[3U].y});
+    uint _S275 = pack_halves_0(float2 {this_6->scores_0[3U].z, this_6->scores_0[3U].w});
+    uint4  _S276 = make_uint4 (_S272, _S273, _S274, _S275);
+    weights_1[0U] = _S276;
+    uint _S277 = pack_halves_0(float2 {this_6->scores_0[6U].x, this_6->scores_0[6U].y});
+    uint _S278 = pack_halves_0(float2 {this_6->scores_0[6U].z, this_6->scores_0[6U].w});
+    uint _S279 = pack_halves_0(float2 {this_6->scores_0[7U].x, this_6->scores_0[7U].y});
+    uint _S280 = pack_halves_0(float2 {this_6->scores_0[7U].z, this_6->scores_0[7U].w});
+    uint4  _S281 = make_uint4 (_S277, _S278, _S279, _S280);
+    weights_1[1U] = _S281;
+    uint4  _S282 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + this_6->lane_0 / 16U])));
+    uint2  _S283 = uint2 {_S282.x, _S282.y};
+    float4  _S284 = (wasmetal_multiply_half((_S276), (_S283), (this_6->sums_0[0U])));
+    this_6->sums_0[0U] = _S284;
+    uint2  _S285 = uint2 {_S282.z, _S282.w};
+    float4  _S286 = (wasmetal_multiply_half((_S276), (_S285), (this_6->sums_0[1U])));
+    this_6->sums_0[1U] = _S286;
+    float4  _S287 = (wasmetal_multiply_half((_S281), (_S283), (this_6->sums_0[8U])));
+    this_6->sums_0[8U] = _S287;
+    float4  _S288 = (wasmetal_multiply_half((_S281), (_S285), (this_6->sums_0[9U])));
+    this_6->sums_0[9U] = _S288;
+    uint4  _S289 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 2U + this_6->lane_0 / 16U])));
+    uint2  _S290 = uint2 {_S289.x, _S289.y};
+    float4  _S291 = (wasmetal_multiply_half((_S276), (_S290), (this_6->sums_0[2U])));
+    this_6->sums_0[2U] = _S291;
+    uint2  _S292 = uint2 {_S289.z, _S289.w};
+    float4  _S293 = (wasmetal_multiply_half((_S276), (_S292), (this_6->sums_0[3U])));
+    this_6->sums_0[3U] = _S293;
+    float4  _S294 = (wasmetal_multiply_half((_S281), (_S290), (this_6->sums_0[10U])));
+    this_6->sums_0[10U] = _S294;
+    float4  _S295 = (wasmetal_multiply_half((_S281), (_S292), (this_6->sums_0[11U])));
+    this_6->sums_0[11U] = _S295;
+    uint4  _S296 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 4U + this_6->lane_0 / 16U])));
+    uint2  _S297 = uint2 {_S296.x, _S296.y};
+    float4  _S298 = (wasmetal_multiply_half((_S276), (_S297), (this_6->sums_0[4U])));
+    this_6->sums_0[4U] = _S298;
+    uint2  _S299 = uint2 {_S296.z, _S296.w};
+    float4  _S300 = (wasmetal_multiply_half((_S276), (_S299), (this_6->sums_0[5U])));
+    this_6->sums_0[5U] = _S300;
+    float4  _S301 = (wasmetal_multiply_half((_S281), (_S297), (this_6->sums_0[12U])));
+    this_6->sums_0[12U] = _S301;
+    float4  _S302 = (wasmetal_multiply_half((_S281), (_S299), (this_6->sums_0[13U])));
+    this_6->sums_0[13U] = _S302;
+    uint4  _S303 = (wasmetal_load_four_transposed((&(*&tiles_0)[values_at_0 + (16U + this_6->lane_0 % 16U) * 9U + 6U + this_6->lane_0 / 16U])));
+    uint2  _S304 = uint2 {_S303.x, _S303.y};
+    float4  _S305 = (wasmetal_multiply_half((_S276), (_S304), (this_6->sums_0[6U])));
+    this_6->sums_0[6U] = _S305;
+    uint2  _S306 = uint2 {_S303.z, _S303.w};
+    float4  _S307 = (wasmetal_multiply_half((_S276), (_S306), (this_6->sums_0[7U])));
+    this_6->sums_0[7U] = _S307;
+    float4  _S308 = (wasmetal_multiply_half((_S281), (_S304), (this_6->sums_0[14U])));
+    this_6->sums_0[14U] = _S308;
+    float4  _S309 = (wasmetal_multiply_half((_S281), (_S306), (this_6->sums_0[15U])));
+    this_6->sums_0[15U] = _S309;
     return;
 }
 
@@ -1366,508 +1372,508 @@ __device__ float2  max_1(float2  x_5, float2  y_2)
 
 __device__ void Attending_join_0(Attending_0 * this_7)
 {
-    uint _S309 = this_7->own_0 / 32U * 576U + this_7->lane_0;
+    uint _S310 = this_7->own_0 / 32U * 576U + this_7->lane_0;
     if((this_7->part_1) != 0U)
     {
-        (*&tiles_0)[_S309] = asuint_0(make_float4 (this_7->peaks_0[0U].x, this_7->peaks_0[0U].y, this_7->totals_0[0U].x, this_7->totals_0[0U].y));
-        (*&tiles_0)[_S309 + 64U] = asuint_0(this_7->sums_0[0U]);
-        (*&tiles_0)[_S309 + 96U] = asuint_0(this_7->sums_0[1U]);
-        (*&tiles_0)[_S309 + 128U] = asuint_0(this_7->sums_0[2U]);
-        (*&tiles_0)[_S309 + 160U] = asuint_0(this_7->sums_0[3U]);
-        (*&tiles_0)[_S309 + 192U] = asuint_0(this_7->sums_0[4U]);
-        (*&tiles_0)[_S309 + 224U] = asuint_0(this_7->sums_0[5U]);
-        (*&tiles_0)[_S309 + 256U] = asuint_0(this_7->sums_0[6U]);
-        (*&tiles_0)[_S309 + 288U] = asuint_0(this_7->sums_0[7U]);
-        (*&tiles_0)[_S309 + 32U] = asuint_0(make_float4 (this_7->peaks_0[1U].x, this_7->peaks_0[1U].y, this_7->totals_0[1U].x, this_7->totals_0[1U].y));
-        (*&tiles_0)[_S309 + 320U] = asuint_0(this_7->sums_0[8U]);
-        (*&tiles_0)[_S309 + 352U] = asuint_0(this_7->sums_0[9U]);
-        (*&tiles_0)[_S309 + 384U] = asuint_0(this_7->sums_0[10U]);
-        (*&tiles_0)[_S309 + 416U] = asuint_0(this_7->sums_0[11U]);
-        (*&tiles_0)[_S309 + 448U] = asuint_0(this_7->sums_0[12U]);
-        (*&tiles_0)[_S309 + 480U] = asuint_0(this_7->sums_0[13U]);
-        (*&tiles_0)[_S309 + 512U] = asuint_0(this_7->sums_0[14U]);
-        (*&tiles_0)[_S309 + 544U] = asuint_0(this_7->sums_0[15U]);
+        (*&tiles_0)[_S310] = asuint_0(make_float4 (this_7->peaks_0[0U].x, this_7->peaks_0[0U].y, this_7->totals_0[0U].x, this_7->totals_0[0U].y));
+        (*&tiles_0)[_S310 + 64U] = asuint_0(this_7->sums_0[0U]);
+        (*&tiles_0)[_S310 + 96U] = asuint_0(this_7->sums_0[1U]);
+        (*&tiles_0)[_S310 + 128U] = asuint_0(this_7->sums_0[2U]);
+        (*&tiles_0)[_S310 + 160U] = asuint_0(this_7->sums_0[3U]);
+        (*&tiles_0)[_S310 + 192U] = asuint_0(this_7->sums_0[4U]);
+        (*&tiles_0)[_S310 + 224U] = asuint_0(this_7->sums_0[5U]);
+        (*&tiles_0)[_S310 + 256U] = asuint_0(this_7->sums_0[6U]);
+        (*&tiles_0)[_S310 + 288U] = asuint_0(this_7->sums_0[7U]);
+        (*&tiles_0)[_S310 + 32U] = asuint_0(make_float4 (this_7->peaks_0[1U].x, this_7->peaks_0[1U].y, this_7->totals_0[1U].x, this_7->totals_0[1U].y));
+        (*&tiles_0)[_S310 + 320U] = asuint_0(this_7->sums_0[8U]);
+        (*&tiles_0)[_S310 + 352U] = asuint_0(this_7->sums_0[9U]);
+        (*&tiles_0)[_S310 + 384U] = asuint_0(this_7->sums_0[10U]);
+        (*&tiles_0)[_S310 + 416U] = asuint_0(this_7->sums_0[11U]);
+        (*&tiles_0)[_S310 + 448U] = asuint_0(this_7->sums_0[12U]);
+        (*&tiles_0)[_S310 + 480U] = asuint_0(this_7->sums_0[13U]);
+        (*&tiles_0)[_S310 + 512U] = asuint_0(this_7->sums_0[14U]);
+        (*&tiles_0)[_S310 + 544U] = asuint_0(this_7->sums_0[15U]);
     }
     __syncthreads();
     if((this_7->part_1) == 0U)
     {
-        float4  _S310 = asfloat_0((*&tiles_0)[_S309]);
-        float2  _S311 = max_1(this_7->peaks_0[0U], float2 {_S310.x, _S310.y});
-        float _S312 = _S311.x;
-        float _S313 = (wasmetal_power((this_7->peaks_0[0U].x - _S312)));
-        float _S314 = _S311.y;
-        float _S315 = (wasmetal_power((this_7->peaks_0[0U].y - _S314)));
-        float2  _S316 = make_float2 (_S313, _S315);
-        float _S317 = (wasmetal_power((_S310.x - _S312)));
-        float _S318 = (wasmetal_power((_S310.y - _S314)));
-        float2  _S319 = make_float2 (_S317, _S318);
-        this_7->peaks_0[0U] = _S311;
-        this_7->totals_0[0U] = _S316 * this_7->totals_0[0U] + _S319 * float2 {_S310.z, _S310.w};
-        float4  _S320 = make_float4 (_S313, _S313, _S315, _S315);
-        float4  _S321 = make_float4 (_S317, _S317, _S318, _S318);
-        this_7->sums_0[0U] = _S320 * this_7->sums_0[0U] + _S321 * asfloat_0((*&tiles_0)[_S309 + 64U]);
-        this_7->sums_0[1U] = _S320 * this_7->sums_0[1U] + _S321 * asfloat_0((*&tiles_0)[_S309 + 96U]);
-        this_7->sums_0[2U] = _S320 * this_7->sums_0[2U] + _S321 * asfloat_0((*&tiles_0)[_S309 + 128U]);
-        this_7->sums_0[3U] = _S320 * this_7->sums_0[3U] + _S321 * asfloat_0((*&tiles_0)[_S309 + 160U]);
-        this_7->sums_0[4U] = _S320 * this_7->sums_0[4U] + _S321 * asfloat_0((*&tiles_0)[_S309 + 192U]);
-        this_7->sums_0[5U] = _S320 * this_7->sums_0[5U] + _S321 * asfloat_0((*&tiles_0)[_S309 + 224U]);
-        this_7->sums_0[6U] = _S320 * this_7->sums_0[6U] + _S321 * asfloat_0((*&tiles_0)[_S309 + 256U]);
-        this_7->sums_0[7U] = _S320 * this_7->sums_0[7U] + _S321 * asfloat_0((*&tiles_0)[_S309 + 288U]);
-        float4  _S322 = asfloat_0((*&tiles_0)[_S309 + 32U]);
-        float2  _S323 = max_1(this_7->peaks_0[1U], float2 {_S322.x, _S322.y});
-        float _S324 = _S323.x;
-        float _S325 = (wasmetal_power((this_7->peaks_0[1U].x - _S324)));
-        float _S326 = _S323.y;
-        float _S327 = (wasmetal_power((this_7->peaks_0[1U].y - _S326)));
-        float2  _S328 = make_float2 (_S325, _S327);
-        float _S329 = (wasmetal_power((_S322.x - _S324)));
-        float _S330 = (wasmetal_power((_S322.y - _S326)));
-        float2  _S331 = make_float2 (_S329, _S330);
-        this_7->peaks_0[1U] = _S323;
-        this_7->totals_0[1U] = _S328 * this_7->totals_0[1U] + _S331 * float2 {_S322.z, _S322.w};
-        float4  _S332 = make_float4 (_S325, _S325, _S327, _S327);
-        float4  _S333 = make_float4 (_S329, _S329, _S330, _S330);
-        this_7->sums_0[8U] = _S332 * this_7->sums_0[8U] + _S333 * asfloat_0((*&tiles_0)[_S309 + 320U]);
-        this_7->sums_0[9U] = _S332 * this_7->sums_0[9U] + _S333 * asfloat_0((*&tiles_0)[_S309 + 352U]);
-        this_7->sums_0[10U] = _S332 * this_7->sums_0[10U] + _S333 * asfloat_0((*&tiles_0)[_S309 + 384U]);
-        this_7->sums_0[11U] = _S332 * this_7->sums_0[11U] + _S333 * asfloat_0((*&tiles_0)[_S309 + 416U]);
-        this_7->sums_0[12U] = _S332 * this_7->sums_0[12U] + _S333 * asfloat_0((*&tiles_0)[_S309 + 448U]);
-        this_7->sums_0[13U] = _S332 * this_7->sums_0[13U] + _S333 * asfloat_0((*&tiles_0)[_S309 + 480U]);
-        this_7->sums_0[14U] = _S332 * this_7->sums_0[14U] + _S333 * asfloat_0((*&tiles_0)[_S309 + 512U]);
-        this_7->sums_0[15U] = _S332 * this_7->sums_0[15U] + _S333 * asfloat_0((*&tiles_0)[_S309 + 544U]);
+        float4  _S311 = asfloat_0((*&tiles_0)[_S310]);
+        float2  _S312 = max_1(this_7->peaks_0[0U], float2 {_S311.x, _S311.y});
+        float _S313 = _S312.x;
+        float _S314 = (wasmetal_power((this_7->peaks_0[0U].x - _S313)));
+        float _S315 = _S312.y;
+        float _S316 = (wasmetal_power((this_7->peaks_0[0U].y - _S315)));
+        float2  _S317 = make_float2 (_S314, _S316);
+        float _S318 = (wasmetal_power((_S311.x - _S313)));
+        float _S319 = (wasmetal_power((_S311.y - _S315)));
+        float2  _S320 = make_float2 (_S318, _S319);
+        this_7->peaks_0[0U] = _S312;
+        this_7->totals_0[0U] = _S317 * this_7->totals_0[0U] + _S320 * float2 {_S311.z, _S311.w};
+        float4  _S321 = make_float4 (_S314, _S314, _S316, _S316);
+        float4  _S322 = make_float4 (_S318, _S318, _S319, _S319);
+        this_7->sums_0[0U] = _S321 * this_7->sums_0[0U] + _S322 * asfloat_0((*&tiles_0)[_S310 + 64U]);
+        this_7->sums_0[1U] = _S321 * this_7->sums_0[1U] + _S322 * asfloat_0((*&tiles_0)[_S310 + 96U]);
+        this_7->sums_0[2U] = _S321 * this_7->sums_0[2U] + _S322 * asfloat_0((*&tiles_0)[_S310 + 128U]);
+        this_7->sums_0[3U] = _S321 * this_7->sums_0[3U] + _S322 * asfloat_0((*&tiles_0)[_S310 + 160U]);
+        this_7->sums_0[4U] = _S321 * this_7->sums_0[4U] + _S322 * asfloat_0((*&tiles_0)[_S310 + 192U]);
+        this_7->sums_0[5U] = _S321 * this_7->sums_0[5U] + _S322 * asfloat_0((*&tiles_0)[_S310 + 224U]);
+        this_7->sums_0[6U] = _S321 * this_7->sums_0[6U] + _S322 * asfloat_0((*&tiles_0)[_S310 + 256U]);
+        this_7->sums_0[7U] = _S321 * this_7->sums_0[7U] + _S322 * asfloat_0((*&tiles_0)[_S310 + 288U]);
+        float4  _S323 = asfloat_0((*&tiles_0)[_S310 + 32U]);
+        float2  _S324 = max_1(this_7->peaks_0[1U], float2 {_S323.x, _S323.y});
+        float _S325 = _S324.x;
+        float _S326 = (wasmetal_power((this_7->peaks_0[1U].x - _S325)));
+        float _S327 = _S324.y;
+        float _S328 = (wasmetal_power((this_7->peaks_0[1U].y - _S327)));
+        float2  _S329 = make_float2 (_S326, _S328);
+        float _S330 = (wasmetal_power((_S323.x - _S325)));
+        float _S331 = (wasmetal_power((_S323.y - _S327)));
+        float2  _S332 = make_float2 (_S330, _S331);
+        this_7->peaks_0[1U] = _S324;
+        this_7->totals_0[1U] = _S329 * this_7->totals_0[1U] + _S332 * float2 {_S323.z, _S323.w};
+        float4  _S333 = make_float4 (_S326, _S326, _S328, _S328);
+        float4  _S334 = make_float4 (_S330, _S330, _S331, _S331);
+        this_7->sums_0[8U] = _S333 * this_7->sums_0[8U] + _S334 * asfloat_0((*&tiles_0)[_S310 + 320U]);
+        this_7->sums_0[9U] = _S333 * this_7->sums_0[9U] + _S334 * asfloat_0((*&tiles_0)[_S310 + 352U]);
+        this_7->sums_0[10U] = _S333 * this_7->sums_0[10U] + _S334 * asfloat_0((*&tiles_0)[_S310 + 384U]);
+        this_7->sums_0[11U] = _S333 * this_7->sums_0[11U] + _S334 * asfloat_0((*&tiles_0)[_S310 + 416U]);
+        this_7->sums_0[12U] = _S333 * this_7->sums_0[12U] + _S334 * asfloat_0((*&tiles_0)[_S310 + 448U]);
+        this_7->sums_0[13U] = _S333 * this_7->sums_0[13U] + _S334 * asfloat_0((*&tiles_0)[_S310 + 480U]);
+        this_7->sums_0[14U] = _S333 * this_7->sums_0[14U] + _S334 * asfloat_0((*&tiles_0)[_S310 + 512U]);
+        this_7->sums_0[15U] = _S333 * this_7->sums_0[15U] + _S334 * asfloat_0((*&tiles_0)[_S310 + 544U]);
     }
     return;
 }
 
 __device__ bool Target_has_0(Target_0 * this_8, uint query_2)
 {
-    uint _S334 = this_8->heads_1;
-    uint _S335 = query_2 / this_8->heads_1;
-    bool _S336;
-    if(_S335 < (this_8->rows_3))
+    uint _S335 = this_8->heads_1;
+    uint _S336 = query_2 / this_8->heads_1;
+    bool _S337;
+    if(_S336 < (this_8->rows_3))
     {
-        uint _S337 = query_2 % _S334;
-        _S336 = _S337 < (this_8->last_0);
+        uint _S338 = query_2 % _S335;
+        _S337 = _S338 < (this_8->last_0);
     }
     else
     {
-        _S336 = false;
+        _S337 = false;
     }
-    return _S336;
+    return _S337;
 }
 
 __device__ float Target_factor_0(Target_0 * this_9, uint query_3, float peak_0, float total_28)
 {
-    uint _S338 = this_9->sinks_at_0;
-    bool _S339;
+    uint _S339 = this_9->sinks_at_0;
+    bool _S340;
     if((this_9->sinks_at_0) != 4294967295U)
     {
-        bool _S340 = Target_has_0(this_9, query_3);
-        _S339 = _S340;
+        bool _S341 = Target_has_0(this_9, query_3);
+        _S340 = _S341;
     }
     else
     {
-        _S339 = false;
+        _S340 = false;
     }
-    float _S341;
-    if(_S339)
+    float _S342;
+    if(_S340)
     {
-        uint _S342 = query_3 % this_9->heads_1;
-        float _S343 = __ldg((&(this_9->sinks_0)[_S338 + _S342]));
-        _S341 = total_28 + (F32_exp2((1.4426950216293335f * _S343 - peak_0)));
+        uint _S343 = query_3 % this_9->heads_1;
+        float _S344 = __ldg((&(this_9->sinks_0)[_S339 + _S343]));
+        _S342 = total_28 + (F32_exp2((1.4426950216293335f * _S344 - peak_0)));
     }
     else
     {
-        _S341 = total_28;
+        _S342 = total_28;
     }
-    if(_S341 != 0.0f)
+    if(_S342 != 0.0f)
     {
-        _S341 = 1.0f / _S341;
+        _S342 = 1.0f / _S342;
     }
     else
     {
-        _S341 = 0.0f;
+        _S342 = 0.0f;
     }
-    return _S341;
+    return _S342;
 }
 
 __device__ uint Target_place_0(Target_0 * this_10, uint query_4)
 {
-    uint _S344 = this_10->at_3;
-    uint _S345 = this_10->heads_1;
-    uint _S346 = query_4 / this_10->heads_1;
-    uint _S347 = _S344 + _S346 * this_10->stride_0;
-    uint _S348 = query_4 % _S345;
-    return _S347 + _S348 * this_10->head_dim_1;
+    uint _S345 = this_10->at_3;
+    uint _S346 = this_10->heads_1;
+    uint _S347 = query_4 / this_10->heads_1;
+    uint _S348 = _S345 + _S347 * this_10->stride_0;
+    uint _S349 = query_4 % _S346;
+    return _S348 + _S349 * this_10->head_dim_1;
 }
 
 __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 {
-    float _S349 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
-    float total_29 = *&((&this_11->totals_0[0U])->x) + _S349;
-    float _S350 = (__shfl_xor_sync(0xffffffffu, (total_29), (2U)));
-    uint _S351 = this_11->own_0;
-    uint _S352 = this_11->lane_0;
-    uint _S353 = this_11->own_0 + this_11->lane_0 / 4U;
-    float _S354 = Target_factor_0(target_0, _S353, *&((&this_11->peaks_0[0U])->x), total_29 + _S350);
-    bool _S355 = Target_has_0(target_0, _S353);
-    if(_S355)
+    float _S350 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->x)), (1U)));
+    float total_29 = *&((&this_11->totals_0[0U])->x) + _S350;
+    float _S351 = (__shfl_xor_sync(0xffffffffu, (total_29), (2U)));
+    uint _S352 = this_11->own_0;
+    uint _S353 = this_11->lane_0;
+    uint _S354 = this_11->own_0 + this_11->lane_0 / 4U;
+    float _S355 = Target_factor_0(target_0, _S354, *&((&this_11->peaks_0[0U])->x), total_29 + _S351);
+    bool _S356 = Target_has_0(target_0, _S354);
+    if(_S356)
     {
-        uint _S356 = Target_place_0(target_0, _S353);
-        uint _S357 = _S352 % 4U * 2U;
-        uint _S358 = target_0->head_dim_1;
-        if(_S357 < (target_0->head_dim_1))
+        uint _S357 = Target_place_0(target_0, _S354);
+        uint _S358 = _S353 % 4U * 2U;
+        uint _S359 = target_0->head_dim_1;
+        if(_S358 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S356 + _S357]) = _S354 * *&((&this_11->sums_0[0U])->x);
+            *(&(target_0->result_2)[_S357 + _S358]) = _S355 * *&((&this_11->sums_0[0U])->x);
         }
-        uint _S359 = _S357 + 1U;
-        if(_S359 < _S358)
+        uint _S360 = _S358 + 1U;
+        if(_S360 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S359]) = _S354 * *&((&this_11->sums_0[0U])->y);
+            *(&(target_0->result_2)[_S357 + _S360]) = _S355 * *&((&this_11->sums_0[0U])->y);
         }
-        uint _S360 = 8U + _S357;
-        if(_S360 < _S358)
+        uint _S361 = 8U + _S358;
+        if(_S361 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S360]) = _S354 * *&((&this_11->sums_0[1U])->x);
+            *(&(target_0->result_2)[_S357 + _S361]) = _S355 * *&((&this_11->sums_0[1U])->x);
         }
-        uint _S361 = _S360 + 1U;
-        if(_S361 < _S358)
+        uint _S362 = _S361 + 1U;
+        if(_S362 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S361]) = _S354 * *&((&this_11->sums_0[1U])->y);
+            *(&(target_0->result_2)[_S357 + _S362]) = _S355 * *&((&this_11->sums_0[1U])->y);
         }
-        uint _S362 = 16U + _S357;
-        if(_S362 < _S358)
+        uint _S363 = 16U + _S358;
+        if(_S363 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S362]) = _S354 * *&((&this_11->sums_0[2U])->x);
+            *(&(target_0->result_2)[_S357 + _S363]) = _S355 * *&((&this_11->sums_0[2U])->x);
         }
-        uint _S363 = _S362 + 1U;
-        if(_S363 < _S358)
+        uint _S364 = _S363 + 1U;
+        if(_S364 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S363]) = _S354 * *&((&this_11->sums_0[2U])->y);
+            *(&(target_0->result_2)[_S357 + _S364]) = _S355 * *&((&this_11->sums_0[2U])->y);
         }
-        uint _S364 = 24U + _S357;
-        if(_S364 < _S358)
+        uint _S365 = 24U + _S358;
+        if(_S365 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S364]) = _S354 * *&((&this_11->sums_0[3U])->x);
+            *(&(target_0->result_2)[_S357 + _S365]) = _S355 * *&((&this_11->sums_0[3U])->x);
         }
-        uint _S365 = _S364 + 1U;
-        if(_S365 < _S358)
+        uint _S366 = _S365 + 1U;
+        if(_S366 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S365]) = _S354 * *&((&this_11->sums_0[3U])->y);
+            *(&(target_0->result_2)[_S357 + _S366]) = _S355 * *&((&this_11->sums_0[3U])->y);
         }
-        uint _S366 = 32U + _S357;
-        if(_S366 < _S358)
+        uint _S367 = 32U + _S358;
+        if(_S367 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S366]) = _S354 * *&((&this_11->sums_0[4U])->x);
+            *(&(target_0->result_2)[_S357 + _S367]) = _S355 * *&((&this_11->sums_0[4U])->x);
         }
-        uint _S367 = _S366 + 1U;
-        if(_S367 < _S358)
+        uint _S368 = _S367 + 1U;
+        if(_S368 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S367]) = _S354 * *&((&this_11->sums_0[4U])->y);
+            *(&(target_0->result_2)[_S357 + _S368]) = _S355 * *&((&this_11->sums_0[4U])->y);
         }
-        uint _S368 = 40U + _S357;
-        if(_S368 < _S358)
+        uint _S369 = 40U + _S358;
+        if(_S369 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S368]) = _S354 * *&((&this_11->sums_0[5U])->x);
+            *(&(target_0->result_2)[_S357 + _S369]) = _S355 * *&((&this_11->sums_0[5U])->x);
         }
-        uint _S369 = _S368 + 1U;
-        if(_S369 < _S358)
+        uint _S370 = _S369 + 1U;
+        if(_S370 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S369]) = _S354 * *&((&this_11->sums_0[5U])->y);
+            *(&(target_0->result_2)[_S357 + _S370]) = _S355 * *&((&this_11->sums_0[5U])->y);
         }
-        uint _S370 = 48U + _S357;
-        if(_S370 < _S358)
+        uint _S371 = 48U + _S358;
+        if(_S371 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S370]) = _S354 * *&((&this_11->sums_0[6U])->x);
+            *(&(target_0->result_2)[_S357 + _S371]) = _S355 * *&((&this_11->sums_0[6U])->x);
         }
-        uint _S371 = _S370 + 1U;
-        if(_S371 < _S358)
+        uint _S372 = _S371 + 1U;
+        if(_S372 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S371]) = _S354 * *&((&this_11->sums_0[6U])->y);
+            *(&(target_0->result_2)[_S357 + _S372]) = _S355 * *&((&this_11->sums_0[6U])->y);
         }
-        uint _S372 = 56U + _S357;
-        if(_S372 < _S358)
+        uint _S373 = 56U + _S358;
+        if(_S373 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S372]) = _S354 * *&((&this_11->sums_0[7U])->x);
+            *(&(target_0->result_2)[_S357 + _S373]) = _S355 * *&((&this_11->sums_0[7U])->x);
         }
-        uint _S373 = _S372 + 1U;
-        if(_S373 < _S358)
+        uint _S374 = _S373 + 1U;
+        if(_S374 < _S359)
         {
-            *(&(target_0->result_2)[_S356 + _S373]) = _S354 * *&((&this_11->sums_0[7U])->y);
+            *(&(target_0->result_2)[_S357 + _S374]) = _S355 * *&((&this_11->sums_0[7U])->y);
         }
     }
-    float _S374 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
-    float total_30 = *&((&this_11->totals_0[0U])->y) + _S374;
-    float _S375 = (__shfl_xor_sync(0xffffffffu, (total_30), (2U)));
-    uint _S376 = _S351 + 8U + _S352 / 4U;
-    float _S377 = Target_factor_0(target_0, _S376, *&((&this_11->peaks_0[0U])->y), total_30 + _S375);
-    bool _S378 = Target_has_0(target_0, _S376);
-    if(_S378)
+    float _S375 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[0U])->y)), (1U)));
+    float total_30 = *&((&this_11->totals_0[0U])->y) + _S375;
+    float _S376 = (__shfl_xor_sync(0xffffffffu, (total_30), (2U)));
+    uint _S377 = _S352 + 8U + _S353 / 4U;
+    float _S378 = Target_factor_0(target_0, _S377, *&((&this_11->peaks_0[0U])->y), total_30 + _S376);
+    bool _S379 = Target_has_0(target_0, _S377);
+    if(_S379)
     {
-        uint _S379 = Target_place_0(target_0, _S376);
-        uint _S380 = _S352 % 4U * 2U;
-        uint _S381 = target_0->head_dim_1;
-        if(_S380 < (target_0->head_dim_1))
+        uint _S380 = Target_place_0(target_0, _S377);
+        uint _S381 = _S353 % 4U * 2U;
+        uint _S382 = target_0->head_dim_1;
+        if(_S381 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S379 + _S380]) = _S377 * *&((&this_11->sums_0[0U])->z);
+            *(&(target_0->result_2)[_S380 + _S381]) = _S378 * *&((&this_11->sums_0[0U])->z);
         }
-        uint _S382 = _S380 + 1U;
-        if(_S382 < _S381)
+        uint _S383 = _S381 + 1U;
+        if(_S383 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S382]) = _S377 * *&((&this_11->sums_0[0U])->w);
+            *(&(target_0->result_2)[_S380 + _S383]) = _S378 * *&((&this_11->sums_0[0U])->w);
         }
-        uint _S383 = 8U + _S380;
-        if(_S383 < _S381)
+        uint _S384 = 8U + _S381;
+        if(_S384 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S383]) = _S377 * *&((&this_11->sums_0[1U])->z);
+            *(&(target_0->result_2)[_S380 + _S384]) = _S378 * *&((&this_11->sums_0[1U])->z);
         }
-        uint _S384 = _S383 + 1U;
-        if(_S384 < _S381)
+        uint _S385 = _S384 + 1U;
+        if(_S385 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S384]) = _S377 * *&((&this_11->sums_0[1U])->w);
+            *(&(target_0->result_2)[_S380 + _S385]) = _S378 * *&((&this_11->sums_0[1U])->w);
         }
-        uint _S385 = 16U + _S380;
-        if(_S385 < _S381)
+        uint _S386 = 16U + _S381;
+        if(_S386 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S385]) = _S377 * *&((&this_11->sums_0[2U])->z);
+            *(&(target_0->result_2)[_S380 + _S386]) = _S378 * *&((&this_11->sums_0[2U])->z);
         }
-        uint _S386 = _S385 + 1U;
-        if(_S386 < _S381)
+        uint _S387 = _S386 + 1U;
+        if(_S387 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S386]) = _S377 * *&((&this_11->sums_0[2U])->w);
+            *(&(target_0->result_2)[_S380 + _S387]) = _S378 * *&((&this_11->sums_0[2U])->w);
         }
-        uint _S387 = 24U + _S380;
-        if(_S387 < _S381)
+        uint _S388 = 24U + _S381;
+        if(_S388 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S387]) = _S377 * *&((&this_11->sums_0[3U])->z);
+            *(&(target_0->result_2)[_S380 + _S388]) = _S378 * *&((&this_11->sums_0[3U])->z);
         }
-        uint _S388 = _S387 + 1U;
-        if(_S388 < _S381)
+        uint _S389 = _S388 + 1U;
+        if(_S389 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S388]) = _S377 * *&((&this_11->sums_0[3U])->w);
+            *(&(target_0->result_2)[_S380 + _S389]) = _S378 * *&((&this_11->sums_0[3U])->w);
         }
-        uint _S389 = 32U + _S380;
-        if(_S389 < _S381)
+        uint _S390 = 32U + _S381;
+        if(_S390 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S389]) = _S377 * *&((&this_11->sums_0[4U])->z);
+            *(&(target_0->result_2)[_S380 + _S390]) = _S378 * *&((&this_11->sums_0[4U])->z);
         }
-        uint _S390 = _S389 + 1U;
-        if(_S390 < _S381)
+        uint _S391 = _S390 + 1U;
+        if(_S391 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S390]) = _S377 * *&((&this_11->sums_0[4U])->w);
+            *(&(target_0->result_2)[_S380 + _S391]) = _S378 * *&((&this_11->sums_0[4U])->w);
         }
-        uint _S391 = 40U + _S380;
-        if(_S391 < _S381)
+        uint _S392 = 40U + _S381;
+        if(_S392 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S391]) = _S377 * *&((&this_11->sums_0[5U])->z);
+            *(&(target_0->result_2)[_S380 + _S392]) = _S378 * *&((&this_11->sums_0[5U])->z);
         }
-        uint _S392 = _S391 + 1U;
-        if(_S392 < _S381)
+        uint _S393 = _S392 + 1U;
+        if(_S393 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S392]) = _S377 * *&((&this_11->sums_0[5U])->w);
+            *(&(target_0->result_2)[_S380 + _S393]) = _S378 * *&((&this_11->sums_0[5U])->w);
         }
-        uint _S393 = 48U + _S380;
-        if(_S393 < _S381)
+        uint _S394 = 48U + _S381;
+        if(_S394 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S393]) = _S377 * *&((&this_11->sums_0[6U])->z);
+            *(&(target_0->result_2)[_S380 + _S394]) = _S378 * *&((&this_11->sums_0[6U])->z);
         }
-        uint _S394 = _S393 + 1U;
-        if(_S394 < _S381)
+        uint _S395 = _S394 + 1U;
+        if(_S395 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S394]) = _S377 * *&((&this_11->sums_0[6U])->w);
+            *(&(target_0->result_2)[_S380 + _S395]) = _S378 * *&((&this_11->sums_0[6U])->w);
         }
-        uint _S395 = 56U + _S380;
-        if(_S395 < _S381)
+        uint _S396 = 56U + _S381;
+        if(_S396 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S395]) = _S377 * *&((&this_11->sums_0[7U])->z);
+            *(&(target_0->result_2)[_S380 + _S396]) = _S378 * *&((&this_11->sums_0[7U])->z);
         }
-        uint _S396 = _S395 + 1U;
-        if(_S396 < _S381)
+        uint _S397 = _S396 + 1U;
+        if(_S397 < _S382)
         {
-            *(&(target_0->result_2)[_S379 + _S396]) = _S377 * *&((&this_11->sums_0[7U])->w);
+            *(&(target_0->result_2)[_S380 + _S397]) = _S378 * *&((&this_11->sums_0[7U])->w);
         }
     }
-    float _S397 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->x)), (1U)));
-    float total_31 = *&((&this_11->totals_0[1U])->x) + _S397;
-    float _S398 = (__shfl_xor_sync(0xffffffffu, (total_31), (2U)));
-    uint _S399 = _S351 + 16U;
-    uint _S400 = _S399 + _S352 / 4U;
-    float _S401 = Target_factor_0(target_0, _S400, *&((&this_11->peaks_0[1U])->x), total_31 + _S398);
-    bool _S402 = Target_has_0(target_0, _S400);
-    if(_S402)
+    float _S398 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->x)), (1U)));
+    float total_31 = *&((&this_11->totals_0[1U])->x) + _S398;
+    float _S399 = (__shfl_xor_sync(0xffffffffu, (total_31), (2U)));
+    uint _S400 = _S352 + 16U;
+    uint _S401 = _S400 + _S353 / 4U;
+    float _S402 = Target_factor_0(target_0, _S401, *&((&this_11->peaks_0[1U])->x), total_31 + _S399);
+    bool _S403 = Target_has_0(target_0, _S401);
+    if(_S403)
     {
-        uint _S403 = Target_place_0(target_0, _S400);
-        uint _S404 = _S352 % 4U * 2U;
-        uint _S405 = target_0->head_dim_1;
-        if(_S404 < (target_0->head_dim_1))
+        uint _S404 = Target_place_0(target_0, _S401);
+        uint _S405 = _S353 % 4U * 2U;
+        uint _S406 = target_0->head_dim_1;
+        if(_S405 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S403 + _S404]) = _S401 * *&((&this_11->sums_0[8U])->x);
+            *(&(target_0->result_2)[_S404 + _S405]) = _S402 * *&((&this_11->sums_0[8U])->x);
         }
-        uint _S406 = _S404 + 1U;
-        if(_S406 < _S405)
+        uint _S407 = _S405 + 1U;
+        if(_S407 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S406]) = _S401 * *&((&this_11->sums_0[8U])->y);
+            *(&(target_0->result_2)[_S404 + _S407]) = _S402 * *&((&this_11->sums_0[8U])->y);
         }
-        uint _S407 = 8U + _S404;
-        if(_S407 < _S405)
+        uint _S408 = 8U + _S405;
+        if(_S408 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S407]) = _S401 * *&((&this_11->sums_0[9U])->x);
+            *(&(target_0->result_2)[_S404 + _S408]) = _S402 * *&((&this_11->sums_0[9U])->x);
         }
-        uint _S408 = _S407 + 1U;
-        if(_S408 < _S405)
+        uint _S409 = _S408 + 1U;
+        if(_S409 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S408]) = _S401 * *&((&this_11->sums_0[9U])->y);
+            *(&(target_0->result_2)[_S404 + _S409]) = _S402 * *&((&this_11->sums_0[9U])->y);
         }
-        uint _S409 = 16U + _S404;
-        if(_S409 < _S405)
+        uint _S410 = 16U + _S405;
+        if(_S410 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S409]) = _S401 * *&((&this_11->sums_0[10U])->x);
+            *(&(target_0->result_2)[_S404 + _S410]) = _S402 * *&((&this_11->sums_0[10U])->x);
         }
-        uint _S410 = _S409 + 1U;
-        if(_S410 < _S405)
+        uint _S411 = _S410 + 1U;
+        if(_S411 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S410]) = _S401 * *&((&this_11->sums_0[10U])->y);
+            *(&(target_0->result_2)[_S404 + _S411]) = _S402 * *&((&this_11->sums_0[10U])->y);
         }
-        uint _S411 = 24U + _S404;
-        if(_S411 < _S405)
+        uint _S412 = 24U + _S405;
+        if(_S412 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S411]) = _S401 * *&((&this_11->sums_0[11U])->x);
+            *(&(target_0->result_2)[_S404 + _S412]) = _S402 * *&((&this_11->sums_0[11U])->x);
         }
-        uint _S412 = _S411 + 1U;
-        if(_S412 < _S405)
+        uint _S413 = _S412 + 1U;
+        if(_S413 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S412]) = _S401 * *&((&this_11->sums_0[11U])->y);
+            *(&(target_0->result_2)[_S404 + _S413]) = _S402 * *&((&this_11->sums_0[11U])->y);
         }
-        uint _S413 = 32U + _S404;
-        if(_S413 < _S405)
+        uint _S414 = 32U + _S405;
+        if(_S414 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S413]) = _S401 * *&((&this_11->sums_0[12U])->x);
+            *(&(target_0->result_2)[_S404 + _S414]) = _S402 * *&((&this_11->sums_0[12U])->x);
         }
-        uint _S414 = _S413 + 1U;
-        if(_S414 < _S405)
+        uint _S415 = _S414 + 1U;
+        if(_S415 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S414]) = _S401 * *&((&this_11->sums_0[12U])->y);
+            *(&(target_0->result_2)[_S404 + _S415]) = _S402 * *&((&this_11->sums_0[12U])->y);
         }
-        uint _S415 = 40U + _S404;
-        if(_S415 < _S405)
+        uint _S416 = 40U + _S405;
+        if(_S416 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S415]) = _S401 * *&((&this_11->sums_0[13U])->x);
+            *(&(target_0->result_2)[_S404 + _S416]) = _S402 * *&((&this_11->sums_0[13U])->x);
         }
-        uint _S416 = _S415 + 1U;
-        if(_S416 < _S405)
+        uint _S417 = _S416 + 1U;
+        if(_S417 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S416]) = _S401 * *&((&this_11->sums_0[13U])->y);
+            *(&(target_0->result_2)[_S404 + _S417]) = _S402 * *&((&this_11->sums_0[13U])->y);
         }
-        uint _S417 = 48U + _S404;
-        if(_S417 < _S405)
+        uint _S418 = 48U + _S405;
+        if(_S418 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S417]) = _S401 * *&((&this_11->sums_0[14U])->x);
+            *(&(target_0->result_2)[_S404 + _S418]) = _S402 * *&((&this_11->sums_0[14U])->x);
         }
-        uint _S418 = _S417 + 1U;
-        if(_S418 < _S405)
+        uint _S419 = _S418 + 1U;
+        if(_S419 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S418]) = _S401 * *&((&this_11->sums_0[14U])->y);
+            *(&(target_0->result_2)[_S404 + _S419]) = _S402 * *&((&this_11->sums_0[14U])->y);
         }
-        uint _S419 = 56U + _S404;
-        if(_S419 < _S405)
+        uint _S420 = 56U + _S405;
+        if(_S420 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S419]) = _S401 * *&((&this_11->sums_0[15U])->x);
+            *(&(target_0->result_2)[_S404 + _S420]) = _S402 * *&((&this_11->sums_0[15U])->x);
         }
-        uint _S420 = _S419 + 1U;
-        if(_S420 < _S405)
+        uint _S421 = _S420 + 1U;
+        if(_S421 < _S406)
         {
-            *(&(target_0->result_2)[_S403 + _S420]) = _S401 * *&((&this_11->sums_0[15U])->y);
+            *(&(target_0->result_2)[_S404 + _S421]) = _S402 * *&((&this_11->sums_0[15U])->y);
         }
     }
-    float _S421 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->y)), (1U)));
-    float total_32 = *&((&this_11->totals_0[1U])->y) + _S421;
-    float _S422 = (__shfl_xor_sync(0xffffffffu, (total_32), (2U)));
-    uint _S423 = _S399 + 8U + _S352 / 4U;
-    float _S424 = Target_factor_0(target_0, _S423, *&((&this_11->peaks_0[1U])->y), total_32 + _S422);
-    bool _S425 = Target_has_0(target_0, _S423);
-    if(_S425)
+    float _S422 = (__shfl_xor_sync(0xffffffffu, (*&((&this_11->totals_0[1U])->y)), (1U)));
+    float total_32 = *&((&this_11->totals_0[1U])->y) + _S422;
+    float _S423 = (__shfl_xor_sync(0xffffffffu, (total_32), (2U)));
+    uint _S424 = _S400 + 8U + _S353 / 4U;
+    float _S425 = Target_factor_0(target_0, _S424, *&((&this_11->peaks_0[1U])->y), total_32 + _S423);
+    bool _S426 = Target_has_0(target_0, _S424);
+    if(_S426)
     {
-        uint _S426 = Target_place_0(target_0, _S423);
-        uint _S427 = _S352 % 4U * 2U;
-        uint _S428 = target_0->head_dim_1;
-        if(_S427 < (target_0->head_dim_1))
+        uint _S427 = Target_place_0(target_0, _S424);
+        uint _S428 = _S353 % 4U * 2U;
+        uint _S429 = target_0->head_dim_1;
+        if(_S428 < (target_0->head_dim_1))
         {
-            *(&(target_0->result_2)[_S426 + _S427]) = _S424 * *&((&this_11->sums_0[8U])->z);
+            *(&(target_0->result_2)[_S427 + _S428]) = _S425 * *&((&this_11->sums_0[8U])->z);
         }
-        uint _S429 = _S427 + 1U;
-        if(_S429 < _S428)
+        uint _S430 = _S428 + 1U;
+        if(_S430 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S429]) = _S424 * *&((&this_11->sums_0[8U])->w);
+            *(&(target_0->result_2)[_S427 + _S430]) = _S425 * *&((&this_11->sums_0[8U])->w);
         }
-        uint _S430 = 8U + _S427;
-        if(_S430 < _S428)
+        uint _S431 = 8U + _S428;
+        if(_S431 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S430]) = _S424 * *&((&this_11->sums_0[9U])->z);
+            *(&(target_0->result_2)[_S427 + _S431]) = _S425 * *&((&this_11->sums_0[9U])->z);
         }
-        uint _S431 = _S430 + 1U;
-        if(_S431 < _S428)
+        uint _S432 = _S431 + 1U;
+        if(_S432 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S431]) = _S424 * *&((&this_11->sums_0[9U])->w);
+            *(&(target_0->result_2)[_S427 + _S432]) = _S425 * *&((&this_11->sums_0[9U])->w);
         }
-        uint _S432 = 16U + _S427;
-        if(_S432 < _S428)
+        uint _S433 = 16U + _S428;
+        if(_S433 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S432]) = _S424 * *&((&this_11->sums_0[10U])->z);
+            *(&(target_0->result_2)[_S427 + _S433]) = _S425 * *&((&this_11->sums_0[10U])->z);
         }
-        uint _S433 = _S432 + 1U;
-        if(_S433 < _S428)
+        uint _S434 = _S433 + 1U;
+        if(_S434 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S433]) = _S424 * *&((&this_11->sums_0[10U])->w);
+            *(&(target_0->result_2)[_S427 + _S434]) = _S425 * *&((&this_11->sums_0[10U])->w);
         }
-        uint _S434 = 24U + _S427;
-        if(_S434 < _S428)
+        uint _S435 = 24U + _S428;
+        if(_S435 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S434]) = _S424 * *&((&this_11->sums_0[11U])->z);
+            *(&(target_0->result_2)[_S427 + _S435]) = _S425 * *&((&this_11->sums_0[11U])->z);
         }
-        uint _S435 = _S434 + 1U;
-        if(_S435 < _S428)
+        uint _S436 = _S435 + 1U;
+        if(_S436 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S435]) = _S424 * *&((&this_11->sums_0[11U])->w);
+            *(&(target_0->result_2)[_S427 + _S436]) = _S425 * *&((&this_11->sums_0[11U])->w);
         }
-        uint _S436 = 32U + _S427;
-        if(_S436 < _S428)
+        uint _S437 = 32U + _S428;
+        if(_S437 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S436]) = _S424 * *&((&this_11->sums_0[12U])->z);
+            *(&(target_0->result_2)[_S427 + _S437]) = _S425 * *&((&this_11->sums_0[12U])->z);
         }
-        uint _S437 = _S436 + 1U;
-        if(_S437 < _S428)
+        uint _S438 = _S437 + 1U;
+        if(_S438 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S437]) = _S424 * *&((&this_11->sums_0[12U])->w);
+            *(&(target_0->result_2)[_S427 + _S438]) = _S425 * *&((&this_11->sums_0[12U])->w);
         }
-        uint _S438 = 40U + _S427;
-        if(_S438 < _S428)
+        uint _S439 = 40U + _S428;
+        if(_S439 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S438]) = _S424 * *&((&this_11->sums_0[13U])->z);
+            *(&(target_0->result_2)[_S427 + _S439]) = _S425 * *&((&this_11->sums_0[13U])->z);
         }
-        uint _S439 = _S438 + 1U;
-        if(_S439 < _S428)
+        uint _S440 = _S439 + 1U;
+        if(_S440 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S439]) = _S424 * *&((&this_11->sums_0[13U])->w);
+            *(&(target_0->result_2)[_S427 + _S440]) = _S425 * *&((&this_11->sums_0[13U])->w);
         }
-        uint _S440 = 48U + _S427;
-        if(_S440 < _S428)
+        uint _S441 = 48U + _S428;
+        if(_S441 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S440]) = _S424 * *&((&this_11->sums_0[14U])->z);
+            *(&(target_0->result_2)[_S427 + _S441]) = _S425 * *&((&this_11->sums_0[14U])->z);
         }
-        uint _S441 = _S440 + 1U;
-        if(_S441 < _S428)
+        uint _S442 = _S441 + 1U;
+        if(_S442 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S441]) = _S424 * *&((&this_11->sums_0[14U])->w);
+            *(&(target_0->result_2)[_S427 + _S442]) = _S425 * *&((&this_11->sums_0[14U])->w);
         }
-        uint _S442 = 56U + _S427;
-        if(_S442 < _S428)
+        uint _S443 = 56U + _S428;
+        if(_S443 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S442]) = _S424 * *&((&this_11->sums_0[15U])->z);
+            *(&(target_0->result_2)[_S427 + _S443]) = _S425 * *&((&this_11->sums_0[15U])->z);
         }
-        uint _S443 = _S442 + 1U;
-        if(_S443 < _S428)
+        uint _S444 = _S443 + 1U;
+        if(_S444 < _S429)
         {
-            *(&(target_0->result_2)[_S426 + _S443]) = _S424 * *&((&this_11->sums_0[15U])->w);
+            *(&(target_0->result_2)[_S427 + _S444]) = _S425 * *&((&this_11->sums_0[15U])->w);
         }
     }
     return;
@@ -1875,36 +1881,36 @@ __device__ void Attending_write_0(Attending_0 * this_11, Target_0 * target_0)
 
 __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_6, MatrixAttentionParams_0 * p_0)
 {
-    bool _S444;
     bool _S445;
     bool _S446;
-    uint _S447 = p_0->kv_heads_0;
-    uint _S448 = p_0->heads_0 / p_0->kv_heads_0;
-    uint _S449 = (U32_min((_S448), (64U)));
-    uint _S450 = 64U / _S449;
-    uint _S451 = (_S448 + 64U - 1U) / 64U;
-    uint _S452 = _S447 * _S451;
-    uint _S453 = p_0->batch_offset_0;
-    uint _S454 = p_0->batch_row_0;
-    uint _S455 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
-    uint _S456 = (_S455 + _S450 - 1U) / _S450;
-    uint _S457 = group_number_0(group_1);
-    if(_S457 >= (_S456 * _S452))
+    bool _S447;
+    uint _S448 = p_0->kv_heads_0;
+    uint _S449 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S450 = (U32_min((_S449), (64U)));
+    uint _S451 = 64U / _S450;
+    uint _S452 = (_S449 + 64U - 1U) / 64U;
+    uint _S453 = _S448 * _S452;
+    uint _S454 = p_0->batch_offset_0;
+    uint _S455 = p_0->batch_row_0;
+    uint _S456 = valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_1);
+    uint _S457 = (_S456 + _S451 - 1U) / _S451;
+    uint _S458 = group_number_0(group_1);
+    if(_S458 >= (_S457 * _S453))
     {
         return;
     }
-    uint _S458 = _S457 % _S452;
-    uint _S459 = _S456 - 1U;
-    uint _S460 = _S457 / _S452;
-    uint _S461 = (_S459 - _S460) * _S450;
-    uint _S462 = (U32_min((_S461 + _S450), (_S455)));
-    uint _S463 = _S458 / _S451;
-    uint _S464 = _S463 * _S448;
-    uint _S465 = _S458 % _S451;
-    uint _S466 = _S464 + _S465 * 64U;
-    uint _S467 = (_S463 + 1U) * _S448;
-    uint _S468 = p_0->head_dim_0;
-    uint _S469 = _S447 * p_0->head_dim_0;
+    uint _S459 = _S458 % _S453;
+    uint _S460 = _S457 - 1U;
+    uint _S461 = _S458 / _S453;
+    uint _S462 = (_S460 - _S461) * _S451;
+    uint _S463 = (U32_min((_S462 + _S451), (_S456)));
+    uint _S464 = _S459 / _S452;
+    uint _S465 = _S464 * _S449;
+    uint _S466 = _S459 % _S452;
+    uint _S467 = _S465 + _S466 * 64U;
+    uint _S468 = (_S464 + 1U) * _S449;
+    uint _S469 = p_0->head_dim_0;
+    uint _S470 = _S448 * p_0->head_dim_0;
     uint i_5 = thread_1;
     for(;;)
     {
@@ -1915,23 +1921,14 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         {
             break;
         }
-        uint _S470 = i_5 / 8U;
-        uint _S471 = i_5 % 8U;
-        int4  _S472 = make_int4 (int(0));
-        uint4  _S473 = make_uint4 ((uint)_S472.x, (uint)_S472.y, (uint)_S472.z, (uint)_S472.w);
-        if(_S470 < (_S450 * _S449))
+        uint _S471 = i_5 / 8U;
+        uint _S472 = i_5 % 8U;
+        int4  _S473 = make_int4 (int(0));
+        uint4  _S474 = make_uint4 ((uint)_S473.x, (uint)_S473.y, (uint)_S473.z, (uint)_S473.w);
+        if(_S471 < (_S451 * _S450))
         {
-            uint _S474 = _S470 / _S449;
-            _S444 = (_S461 + _S474) < _S462;
-        }
-        else
-        {
-            _S444 = false;
-        }
-        if(_S444)
-        {
-            uint _S475 = _S470 % _S449;
-            _S445 = (_S466 + _S475) < _S467;
+            uint _S475 = _S471 / _S450;
+            _S445 = (_S462 + _S475) < _S463;
         }
         else
         {
@@ -1939,134 +1936,143 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
         }
         if(_S445)
         {
-            _S446 = (8U * _S471) < _S468;
+            uint _S476 = _S471 % _S450;
+            _S446 = (_S467 + _S476) < _S468;
         }
         else
         {
             _S446 = false;
         }
-        uint4  halves_1;
         if(_S446)
         {
-            uint _S476 = p_0->q_offset_0;
-            uint _S477 = _S470 / _S449;
-            uint _S478 = _S476 + (_S461 + _S477) * p_0->q_stride_0;
-            uint _S479 = _S470 % _S449;
-            uint _S480 = (_S478 + (_S466 + _S479) * _S468) / 4U + 2U * _S471;
-            float _S481 = 1.4426950216293335f * p_0->scale_4;
-            float4  _S482 = __ldg((&(q_0)[_S480]));
-            float4  _S483 = make_float4 (-65504.0f);
-            float4  _S484 = make_float4 (65504.0f);
-            float4  _S485 = clamp_0(make_float4 (_S481) * _S482, _S483, _S484);
-            float4  _S486 = __ldg((&(q_0)[_S480 + 1U]));
-            uint4  _S487 = eight_halves_0(_S485, clamp_0(make_float4 (_S481) * _S486, _S483, _S484));
-            halves_1 = _S487;
+            _S447 = (8U * _S472) < _S469;
         }
         else
         {
-            halves_1 = _S473;
+            _S447 = false;
         }
-        put_0(_S470 * 9U + _S471, halves_1);
+        uint4  halves_1;
+        if(_S447)
+        {
+            uint _S477 = p_0->q_offset_0;
+            uint _S478 = _S471 / _S450;
+            uint _S479 = _S477 + (_S462 + _S478) * p_0->q_stride_0;
+            uint _S480 = _S471 % _S450;
+            uint _S481 = (_S479 + (_S467 + _S480) * _S469) / 4U + 2U * _S472;
+            float _S482 = 1.4426950216293335f * p_0->scale_4;
+            float4  _S483 = __ldg((&(q_0)[_S481]));
+            float4  _S484 = make_float4 (-65504.0f);
+            float4  _S485 = make_float4 (65504.0f);
+            float4  _S486 = clamp_0(make_float4 (_S482) * _S483, _S484, _S485);
+            float4  _S487 = __ldg((&(q_0)[_S481 + 1U]));
+            uint4  _S488 = eight_halves_0(_S486, clamp_0(make_float4 (_S482) * _S487, _S484, _S485));
+            halves_1 = _S488;
+        }
+        else
+        {
+            halves_1 = _S474;
+        }
+        put_0(_S471 * 9U + _S472, halves_1);
         i_5 = i_5 + 128U;
     }
-    if(thread_1 < _S450)
+    if(thread_1 < _S451)
     {
-        _S444 = (_S461 + thread_1) < _S462;
+        _S445 = (_S462 + thread_1) < _S463;
     }
     else
     {
-        _S444 = false;
+        _S445 = false;
     }
-    if(_S444)
+    if(_S445)
     {
-        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S453, _S454 + _S461 + thread_1);
+        (*&row_sequences_0)[thread_1] = row_sequence_0(batch_3, _S454, _S455 + _S462 + thread_1);
     }
     __syncthreads();
-    uint _S488 = thread_1 % 32U;
+    uint _S489 = thread_1 % 32U;
     Attending_0 attending_0;
     Attending_begin_0(&attending_0, thread_1);
     __syncthreads();
-    uint _S489 = (&attending_0)->part_1 * 32U;
-    uint _S490 = thread_1 / 8U;
-    uint _S491 = thread_1 % 8U;
-    uint _S492 = _S463 * _S468 + 8U * (U32_min((_S491), (_S468 / 8U - 1U)));
-    uint row_4 = _S461;
+    uint _S490 = (&attending_0)->part_1 * 32U;
+    uint _S491 = thread_1 / 8U;
+    uint _S492 = thread_1 % 8U;
+    uint _S493 = _S464 * _S469 + 8U * (U32_min((_S492), (_S469 / 8U - 1U)));
+    uint row_4 = _S462;
     for(;;)
     {
-        if(row_4 < _S462)
+        if(row_4 < _S463)
         {
         }
         else
         {
             break;
         }
-        uint _S493 = (*&row_sequences_0)[row_4 - _S461];
-        uint r_0 = _S488;
-        uint other_0 = _S462;
+        uint _S494 = (*&row_sequences_0)[row_4 - _S462];
+        uint r_0 = _S489;
+        uint other_0 = _S463;
         for(;;)
         {
-            if(r_0 < (_S462 - _S461))
+            if(r_0 < (_S463 - _S462))
             {
             }
             else
             {
                 break;
             }
-            uint _S494 = _S461 + r_0;
-            if(_S494 > row_4)
+            uint _S495 = _S462 + r_0;
+            if(_S495 > row_4)
             {
-                _S444 = ((*&row_sequences_0)[r_0]) != _S493;
+                _S445 = ((*&row_sequences_0)[r_0]) != _S494;
             }
             else
             {
-                _S444 = false;
+                _S445 = false;
             }
-            if(_S444)
+            if(_S445)
             {
-                other_0 = (U32_min((other_0), (_S494)));
+                other_0 = (U32_min((other_0), (_S495)));
             }
             r_0 = r_0 + 32U;
         }
         uint row_5 = (__reduce_min_sync(0xffffffffu, (other_0)));
-        SequenceTable_0 _S495 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S493, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-        bool _S496 = thread_1 < 64U;
+        SequenceTable_0 _S496 = sequence_table_0(sequences_2, p_0->sequences_offset_0, _S494, p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+        bool _S497 = thread_1 < 64U;
         uint begin_2;
         uint end_0;
-        if(_S496)
+        if(_S497)
         {
-            uint _S497 = thread_1 / _S449;
-            uint _S498 = _S461 + _S497;
-            if(thread_1 < (_S450 * _S449))
+            uint _S498 = thread_1 / _S450;
+            uint _S499 = _S462 + _S498;
+            if(thread_1 < (_S451 * _S450))
             {
-                _S444 = _S498 < _S462;
+                _S445 = _S499 < _S463;
             }
             else
             {
-                _S444 = false;
+                _S445 = false;
             }
-            if(_S444)
+            if(_S445)
             {
-                uint _S499 = row_position_0(batch_3, _S453, _S454 + _S498);
-                uint _S500 = first_seen_0(_S499, p_0->window_0);
-                if(_S498 >= row_4)
+                uint _S500 = row_position_0(batch_3, _S454, _S455 + _S499);
+                uint _S501 = first_seen_0(_S500, p_0->window_0);
+                if(_S499 >= row_4)
                 {
-                    _S445 = _S498 < row_5;
+                    _S446 = _S499 < row_5;
                 }
                 else
                 {
-                    _S445 = false;
+                    _S446 = false;
                 }
-                if(_S445)
+                if(_S446)
                 {
-                    SequenceTable_0 _S501 = _S495;
-                    uint _S502 = SequenceTable_end_of_0(&_S501, _S499);
-                    i_5 = _S502;
+                    SequenceTable_0 _S502 = _S496;
+                    uint _S503 = SequenceTable_end_of_0(&_S502, _S500);
+                    i_5 = _S503;
                 }
                 else
                 {
                     i_5 = 0U;
                 }
-                begin_2 = _S500;
+                begin_2 = _S501;
                 end_0 = i_5;
             }
             else
@@ -2077,74 +2083,74 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             show_0(thread_1, make_uint2 (begin_2, end_0));
         }
         __syncthreads();
-        uint2  _S503 = shown_0(_S488);
-        uint _S504 = _S503.x;
-        uint _S505 = _S503.y;
-        if(_S504 < _S505)
+        uint2  _S504 = shown_0(_S489);
+        uint _S505 = _S504.x;
+        uint _S506 = _S504.y;
+        if(_S505 < _S506)
         {
-            _S444 = _S505 != 4294967295U;
+            _S445 = _S506 != 4294967295U;
         }
         else
         {
-            _S444 = false;
+            _S445 = false;
         }
-        if(_S444)
+        if(_S445)
         {
-            uint _S506 = (U32_max((0U), (_S505)));
-            begin_2 = (U32_min((4294967295U), (_S504)));
-            end_0 = _S506;
+            uint _S507 = (U32_max((0U), (_S506)));
+            begin_2 = (U32_min((4294967295U), (_S505)));
+            end_0 = _S507;
         }
         else
         {
             begin_2 = 4294967295U;
             end_0 = 0U;
         }
-        uint _S507 = (U32_max((0U), (_S504)));
-        uint _S508 = (U32_min((4294967295U), (_S505)));
-        uint2  _S509 = shown_0(32U + _S488);
-        uint _S510 = _S509.x;
-        uint _S511 = _S509.y;
-        if(_S510 < _S511)
+        uint _S508 = (U32_max((0U), (_S505)));
+        uint _S509 = (U32_min((4294967295U), (_S506)));
+        uint2  _S510 = shown_0(32U + _S489);
+        uint _S511 = _S510.x;
+        uint _S512 = _S510.y;
+        if(_S511 < _S512)
         {
-            _S445 = _S511 != 4294967295U;
+            _S446 = _S512 != 4294967295U;
         }
         else
         {
-            _S445 = false;
+            _S446 = false;
         }
         uint begin_3;
         uint end_1;
-        if(_S445)
+        if(_S446)
         {
-            uint _S512 = (U32_max((end_0), (_S511)));
-            begin_3 = (U32_min((begin_2), (_S510)));
-            end_1 = _S512;
+            uint _S513 = (U32_max((end_0), (_S512)));
+            begin_3 = (U32_min((begin_2), (_S511)));
+            end_1 = _S513;
         }
         else
         {
             begin_3 = begin_2;
             end_1 = end_0;
         }
-        uint _S513 = (U32_max((_S507), (_S510)));
-        uint _S514 = (U32_min((_S508), (_S511)));
+        uint _S514 = (U32_max((_S508), (_S511)));
+        uint _S515 = (U32_min((_S509), (_S512)));
         uint begin_4 = (__reduce_min_sync(0xffffffffu, (begin_3)));
         uint end_2 = (__reduce_max_sync(0xffffffffu, (end_1)));
-        uint _S515 = (__reduce_max_sync(0xffffffffu, (_S513)));
-        uint _S516 = (__reduce_min_sync(0xffffffffu, (_S514)));
+        uint _S516 = (__reduce_max_sync(0xffffffffu, (_S514)));
+        uint _S517 = (__reduce_min_sync(0xffffffffu, (_S515)));
         if(begin_4 < end_2)
         {
             if(thread_1 < 128U)
             {
-                uint _S517 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S518 = _S495;
-                uint _S519 = SequenceTable_slot_0(&_S518, sequences_2, _S517);
-                (*&slots_0)[thread_1] = _S519;
+                uint _S518 = (U32_min((begin_4 + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S519 = _S496;
+                uint _S520 = SequenceTable_slot_0(&_S519, sequences_2, _S518);
+                (*&slots_0)[thread_1] = _S520;
             }
             __syncthreads();
-            Parts_0 _S520 = load_0(k_pages_0, p_0->k_pages_offset_0, _S469, _S492, 0U, _S490);
-            Parts_store_0(&_S520, 0U, _S490, _S491);
-            Parts_0 _S521 = load_0(v_pages_0, p_0->v_pages_offset_0, _S469, _S492, 0U, _S490);
-            Parts_store_0(&_S521, 576U, _S490, _S491);
+            Parts_0 _S521 = load_0(k_pages_0, p_0->k_pages_offset_0, _S470, _S493, 0U, _S491);
+            Parts_store_0(&_S521, 0U, _S491, _S492);
+            Parts_0 _S522 = load_0(v_pages_0, p_0->v_pages_offset_0, _S470, _S493, 0U, _S491);
+            Parts_store_0(&_S522, 576U, _S491, _S492);
         }
         __syncthreads();
         uint at_4 = begin_4;
@@ -2158,84 +2164,84 @@ __device__ void attend_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 
             {
                 break;
             }
-            uint _S522 = 1U - now_0;
-            if(at_4 < _S515)
+            uint _S523 = 1U - now_0;
+            if(at_4 < _S516)
             {
-                _S446 = true;
+                _S447 = true;
             }
             else
             {
-                _S446 = (at_4 + 64U) > _S516;
+                _S447 = (at_4 + 64U) > _S517;
             }
-            uint _S523 = _S522 * 64U;
-            Parts_0 _S524 = load_0(k_pages_0, p_0->k_pages_offset_0, _S469, _S492, _S523, _S490);
-            Parts_0 _S525 = load_0(v_pages_0, p_0->v_pages_offset_0, _S469, _S492, _S523, _S490);
+            uint _S524 = _S523 * 64U;
+            Parts_0 _S525 = load_0(k_pages_0, p_0->k_pages_offset_0, _S470, _S493, _S524, _S491);
+            Parts_0 _S526 = load_0(v_pages_0, p_0->v_pages_offset_0, _S470, _S493, _S524, _S491);
             uint slot_2;
-            if(_S496)
+            if(_S497)
             {
-                uint _S526 = (U32_min((at_4 + 128U + thread_1), (end_2 - 1U)));
-                SequenceTable_0 _S527 = _S495;
-                uint _S528 = SequenceTable_slot_0(&_S527, sequences_2, _S526);
-                slot_2 = _S528;
+                uint _S527 = (U32_min((at_4 + 128U + thread_1), (end_2 - 1U)));
+                SequenceTable_0 _S528 = _S496;
+                uint _S529 = SequenceTable_slot_0(&_S528, sequences_2, _S527);
+                slot_2 = _S529;
             }
             else
             {
                 slot_2 = 0U;
             }
-            uint _S529 = now_0 * 1152U;
-            uint _S530 = _S489 * 9U;
-            Attending_score_0(&attending_0, _S529 + _S530);
-            Attending_weigh_0(&attending_0, at_4 + _S489, _S446);
-            Attending_add_0(&attending_0, _S529 + 576U + _S530);
-            uint _S531 = _S522 * 1152U;
-            Parts_0 _S532 = _S524;
-            Parts_store_0(&_S532, _S531, _S490, _S491);
-            uint _S533 = _S531 + 576U;
-            Parts_0 _S534 = _S525;
-            Parts_store_0(&_S534, _S533, _S490, _S491);
-            if(_S496)
+            uint _S530 = now_0 * 1152U;
+            uint _S531 = _S490 * 9U;
+            Attending_score_0(&attending_0, _S530 + _S531);
+            Attending_weigh_0(&attending_0, at_4 + _S490, _S447);
+            Attending_add_0(&attending_0, _S530 + 576U + _S531);
+            uint _S532 = _S523 * 1152U;
+            Parts_0 _S533 = _S525;
+            Parts_store_0(&_S533, _S532, _S491, _S492);
+            uint _S534 = _S532 + 576U;
+            Parts_0 _S535 = _S526;
+            Parts_store_0(&_S535, _S534, _S491, _S492);
+            if(_S497)
             {
                 (*&slots_0)[now_0 * 64U + thread_1] = slot_2;
             }
             __syncthreads();
             at_4 = at_4 + 64U;
-            now_0 = _S522;
+            now_0 = _S523;
         }
         row_4 = row_5;
     }
     Target_0 target_1;
     (&target_1)->sinks_0 = sinks_1;
     (&target_1)->result_2 = result_6;
-    uint _S535 = p_0->sinks_offset_0;
+    uint _S536 = p_0->sinks_offset_0;
     if((p_0->sinks_offset_0) == 4294967295U)
     {
         i_5 = 4294967295U;
     }
     else
     {
-        i_5 = _S535 + _S466;
+        i_5 = _S536 + _S467;
     }
     (&target_1)->sinks_at_0 = i_5;
-    (&target_1)->at_3 = p_0->out_offset_0 + _S461 * p_0->out_stride_0 + _S466 * _S468;
+    (&target_1)->at_3 = p_0->out_offset_0 + _S462 * p_0->out_stride_0 + _S467 * _S469;
     (&target_1)->stride_0 = p_0->out_stride_0;
-    (&target_1)->head_dim_1 = _S468;
-    (&target_1)->heads_1 = _S449;
-    (&target_1)->rows_3 = _S462 - _S461;
-    (&target_1)->last_0 = _S467 - _S466;
+    (&target_1)->head_dim_1 = _S469;
+    (&target_1)->heads_1 = _S450;
+    (&target_1)->rows_3 = _S463 - _S462;
+    (&target_1)->last_0 = _S468 - _S467;
     Attending_join_0(&attending_0);
     if(((&attending_0)->part_1) == 0U)
     {
-        Attending_0 _S536 = attending_0;
-        Target_0 _S537 = target_1;
-        Attending_write_0(&_S536, &_S537);
+        Attending_0 _S537 = attending_0;
+        Target_0 _S538 = target_1;
+        Attending_write_0(&_S537, &_S538);
     }
     return;
 }
 
 extern "C" __global__ void matrix64_prefill_attention_q8_0(StructuredBuffer<float4 > q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_2, RWStructuredBuffer<float> result_7, MatrixAttentionParams_0 p_1)
 {
-    uint _S538 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatrixAttentionParams_0 _S539 = p_1;
-    attend_0(blockIdx, _S538, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_7, &_S539);
+    uint _S539 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatrixAttentionParams_0 _S540 = p_1;
+    attend_0(blockIdx, _S539, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_2, result_7, &_S540);
     return;
 }

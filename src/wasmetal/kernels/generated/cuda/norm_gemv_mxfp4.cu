@@ -126,18 +126,15 @@ __device__ void add_products_0(Products_0 * products_0, FixedArray<MXFP4Eights_E
     return;
 }
 
+__device__ uint low_after_shift_0(uint low_0, uint high_0, uint shift_0)
+{
+    uint _S49 = (__funnelshift_r((low_0), (high_0), (shift_0)));
+    return _S49;
+}
+
 __device__ uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
 {
-    uint _S49 = byte_0 % 4U * 8U;
-    uint _S50;
-    if(_S49 == 0U)
-    {
-        _S50 = first_0;
-    }
-    else
-    {
-        _S50 = (first_0 >> _S49) | (second_0 << (32U - _S49));
-    }
+    uint _S50 = low_after_shift_0(first_0, second_0, byte_0 % 4U * 8U);
     return _S50;
 }
 
@@ -171,54 +168,65 @@ __device__ MXFP4Eights_Eight_0 MXFP4Eights_load_0(StructuredBuffer<uint> weight_
     uint _S56 = _S55 + 1U + i_5 % 4U * 4U;
     uint _S57 = __ldg((&(weight_0)[_S56 / 4U]));
     uint _S58 = __ldg((&(weight_0)[_S56 / 4U + (U32_min((_S56 % 4U), (1U)))]));
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S56, _S57, _S58), fp4_scale_0(weight_0, 0U, _S55));
+    uint _S59 = word_from_byte_0(_S56, _S57, _S58);
+    return MXFP4Eights_Eight_x24init_0(_S59, fp4_scale_0(weight_0, 0U, _S55));
 }
 
-__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<MXFP4Eights_Eight_0, 8>  * _S59)
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<MXFP4Eights_Eight_0, 8>  * _S60)
 {
     FixedArray<MXFP4Eights_Eight_0, 8>  eights_1;
-    uint _S60 = (*begins_0)[int(0)];
-    eights_1[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
-    uint _S61 = (*begins_0)[int(1)];
-    eights_1[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
-    uint _S62 = i_6 + step_1;
-    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S60, _S62);
-    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S61, _S62);
-    uint _S63 = i_6 + 2U * step_1;
-    eights_1[int(4)] = MXFP4Eights_load_0(even_0, _S60, _S63);
-    eights_1[int(5)] = MXFP4Eights_load_0(odd_0, _S61, _S63);
-    uint _S64 = i_6 + 3U * step_1;
-    eights_1[int(6)] = MXFP4Eights_load_0(even_0, _S60, _S64);
-    eights_1[int(7)] = MXFP4Eights_load_0(odd_0, _S61, _S64);
-    *_S59 = eights_1;
+    uint _S61 = (*begins_0)[int(0)];
+    MXFP4Eights_Eight_0 _S62 = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
+    eights_1[int(0)] = _S62;
+    uint _S63 = (*begins_0)[int(1)];
+    MXFP4Eights_Eight_0 _S64 = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
+    eights_1[int(1)] = _S64;
+    uint _S65 = i_6 + step_1;
+    MXFP4Eights_Eight_0 _S66 = MXFP4Eights_load_0(even_0, _S61, _S65);
+    eights_1[int(2)] = _S66;
+    MXFP4Eights_Eight_0 _S67 = MXFP4Eights_load_0(odd_0, _S63, _S65);
+    eights_1[int(3)] = _S67;
+    uint _S68 = i_6 + 2U * step_1;
+    MXFP4Eights_Eight_0 _S69 = MXFP4Eights_load_0(even_0, _S61, _S68);
+    eights_1[int(4)] = _S69;
+    MXFP4Eights_Eight_0 _S70 = MXFP4Eights_load_0(odd_0, _S63, _S68);
+    eights_1[int(5)] = _S70;
+    uint _S71 = i_6 + 3U * step_1;
+    MXFP4Eights_Eight_0 _S72 = MXFP4Eights_load_0(even_0, _S61, _S71);
+    eights_1[int(6)] = _S72;
+    MXFP4Eights_Eight_0 _S73 = MXFP4Eights_load_0(odd_0, _S63, _S71);
+    eights_1[int(7)] = _S73;
+    *_S60 = eights_1;
     return;
 }
 
 __device__ void add_products_1(Products_0 * products_1, FixedArray<MXFP4Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_7, uint step_2)
 {
-    uint2  _S65 = MXFP4Eights_places_0(i_7);
-    uint _S66 = _S65.x;
-    float4  _S67 = __ldg((&(x_2)[x_offset_1 + _S66]));
-    uint _S68 = _S65.y;
-    float4  _S69 = __ldg((&(x_2)[x_offset_1 + _S68]));
-    products_1->squares_0 = products_1->squares_0 + (dot_0(_S67, _S67) + dot_0(_S69, _S69));
-    float4  _S70 = __ldg((&(norm_1)[norm_offset_1 + _S66]));
-    float4  a_5 = _S67 * _S70;
-    float4  _S71 = __ldg((&(norm_1)[norm_offset_1 + _S68]));
-    float4  b_5 = _S69 * _S71;
-    float _S72 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_7, a_5, b_5);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S72;
-    float _S73 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_7, a_5, b_5);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S73;
+    uint2  _S74 = MXFP4Eights_places_0(i_7);
+    uint _S75 = _S74.x;
+    float4  _S76 = __ldg((&(x_2)[x_offset_1 + _S75]));
+    uint _S77 = _S74.y;
+    float4  _S78 = __ldg((&(x_2)[x_offset_1 + _S77]));
+    products_1->squares_0 = products_1->squares_0 + (dot_0(_S76, _S76) + dot_0(_S78, _S78));
+    float4  _S79 = __ldg((&(norm_1)[norm_offset_1 + _S75]));
+    float4  a_5 = _S76 * _S79;
+    float4  _S80 = __ldg((&(norm_1)[norm_offset_1 + _S77]));
+    float4  b_5 = _S78 * _S80;
+    float _S81 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_7, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S81;
+    float _S82 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_7, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S82;
     return;
 }
 
-__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<MXFP4Eights_Eight_0, 2>  * _S74)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<MXFP4Eights_Eight_0, 2>  * _S83)
 {
     FixedArray<MXFP4Eights_Eight_0, 2>  eights_3;
-    eights_3[int(0)] = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
-    eights_3[int(1)] = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
-    *_S74 = eights_3;
+    MXFP4Eights_Eight_0 _S84 = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
+    eights_3[int(0)] = _S84;
+    MXFP4Eights_Eight_0 _S85 = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
+    eights_3[int(1)] = _S85;
+    *_S83 = eights_3;
     return;
 }
 
@@ -230,114 +238,126 @@ struct Products_1
 
 __device__ void add_products_2(Products_1 * products_2, FixedArray<MXFP4Eights_Eight_0, 8>  * eights_4, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint i_9, uint step_4)
 {
-    uint2  _S75 = MXFP4Eights_places_0(i_9);
-    uint _S76 = _S75.x;
-    float4  _S77 = __ldg((&(x_3)[x_offset_2 + _S76]));
-    uint _S78 = _S75.y;
-    float4  _S79 = __ldg((&(x_3)[x_offset_2 + _S78]));
-    products_2->squares_0 = products_2->squares_0 + (dot_0(_S77, _S77) + dot_0(_S79, _S79));
-    float4  _S80 = __ldg((&(norm_2)[norm_offset_2 + _S76]));
-    float4  a_6 = _S77 * _S80;
-    float4  _S81 = __ldg((&(norm_2)[norm_offset_2 + _S78]));
-    float4  b_6 = _S79 * _S81;
-    float _S82 = MXFP4Eights_product_0(&(*eights_4)[int(0)], i_9, a_6, b_6);
-    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S82;
-    float _S83 = MXFP4Eights_product_0(&(*eights_4)[int(1)], i_9, a_6, b_6);
-    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S83;
-    float _S84 = MXFP4Eights_product_0(&(*eights_4)[int(2)], i_9, a_6, b_6);
-    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S84;
-    float _S85 = MXFP4Eights_product_0(&(*eights_4)[int(3)], i_9, a_6, b_6);
-    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S85;
-    uint _S86 = i_9 + step_4;
-    uint2  _S87 = MXFP4Eights_places_0(_S86);
-    uint _S88 = _S87.x;
-    float4  _S89 = __ldg((&(x_3)[x_offset_2 + _S88]));
-    uint _S90 = _S87.y;
-    float4  _S91 = __ldg((&(x_3)[x_offset_2 + _S90]));
-    products_2->squares_0 = products_2->squares_0 + (dot_0(_S89, _S89) + dot_0(_S91, _S91));
-    float4  _S92 = __ldg((&(norm_2)[norm_offset_2 + _S88]));
-    float4  a_7 = _S89 * _S92;
-    float4  _S93 = __ldg((&(norm_2)[norm_offset_2 + _S90]));
-    float4  b_7 = _S91 * _S93;
-    float _S94 = MXFP4Eights_product_0(&(*eights_4)[int(4)], _S86, a_7, b_7);
-    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S94;
-    float _S95 = MXFP4Eights_product_0(&(*eights_4)[int(5)], _S86, a_7, b_7);
-    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S95;
-    float _S96 = MXFP4Eights_product_0(&(*eights_4)[int(6)], _S86, a_7, b_7);
-    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S96;
-    float _S97 = MXFP4Eights_product_0(&(*eights_4)[int(7)], _S86, a_7, b_7);
-    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S97;
+    uint2  _S86 = MXFP4Eights_places_0(i_9);
+    uint _S87 = _S86.x;
+    float4  _S88 = __ldg((&(x_3)[x_offset_2 + _S87]));
+    uint _S89 = _S86.y;
+    float4  _S90 = __ldg((&(x_3)[x_offset_2 + _S89]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S88, _S88) + dot_0(_S90, _S90));
+    float4  _S91 = __ldg((&(norm_2)[norm_offset_2 + _S87]));
+    float4  a_6 = _S88 * _S91;
+    float4  _S92 = __ldg((&(norm_2)[norm_offset_2 + _S89]));
+    float4  b_6 = _S90 * _S92;
+    float _S93 = MXFP4Eights_product_0(&(*eights_4)[int(0)], i_9, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S93;
+    float _S94 = MXFP4Eights_product_0(&(*eights_4)[int(1)], i_9, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S94;
+    float _S95 = MXFP4Eights_product_0(&(*eights_4)[int(2)], i_9, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S95;
+    float _S96 = MXFP4Eights_product_0(&(*eights_4)[int(3)], i_9, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S96;
+    uint _S97 = i_9 + step_4;
+    uint2  _S98 = MXFP4Eights_places_0(_S97);
+    uint _S99 = _S98.x;
+    float4  _S100 = __ldg((&(x_3)[x_offset_2 + _S99]));
+    uint _S101 = _S98.y;
+    float4  _S102 = __ldg((&(x_3)[x_offset_2 + _S101]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S100, _S100) + dot_0(_S102, _S102));
+    float4  _S103 = __ldg((&(norm_2)[norm_offset_2 + _S99]));
+    float4  a_7 = _S100 * _S103;
+    float4  _S104 = __ldg((&(norm_2)[norm_offset_2 + _S101]));
+    float4  b_7 = _S102 * _S104;
+    float _S105 = MXFP4Eights_product_0(&(*eights_4)[int(4)], _S97, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S105;
+    float _S106 = MXFP4Eights_product_0(&(*eights_4)[int(5)], _S97, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S106;
+    float _S107 = MXFP4Eights_product_0(&(*eights_4)[int(6)], _S97, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S107;
+    float _S108 = MXFP4Eights_product_0(&(*eights_4)[int(7)], _S97, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S108;
     return;
 }
 
-__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint i_10, uint step_5, FixedArray<MXFP4Eights_Eight_0, 8>  * _S98)
+__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint i_10, uint step_5, FixedArray<MXFP4Eights_Eight_0, 8>  * _S109)
 {
     FixedArray<MXFP4Eights_Eight_0, 8>  eights_5;
-    uint _S99 = (*begins_2)[int(0)];
-    eights_5[int(0)] = MXFP4Eights_load_0(even_2, (*begins_2)[int(0)], i_10);
-    uint _S100 = (*begins_2)[int(1)];
-    eights_5[int(1)] = MXFP4Eights_load_0(odd_2, (*begins_2)[int(1)], i_10);
-    uint _S101 = (*begins_2)[int(2)];
-    eights_5[int(2)] = MXFP4Eights_load_0(even_2, (*begins_2)[int(2)], i_10);
-    uint _S102 = (*begins_2)[int(3)];
-    eights_5[int(3)] = MXFP4Eights_load_0(odd_2, (*begins_2)[int(3)], i_10);
-    uint _S103 = i_10 + step_5;
-    eights_5[int(4)] = MXFP4Eights_load_0(even_2, _S99, _S103);
-    eights_5[int(5)] = MXFP4Eights_load_0(odd_2, _S100, _S103);
-    eights_5[int(6)] = MXFP4Eights_load_0(even_2, _S101, _S103);
-    eights_5[int(7)] = MXFP4Eights_load_0(odd_2, _S102, _S103);
-    *_S98 = eights_5;
+    uint _S110 = (*begins_2)[int(0)];
+    MXFP4Eights_Eight_0 _S111 = MXFP4Eights_load_0(even_2, (*begins_2)[int(0)], i_10);
+    eights_5[int(0)] = _S111;
+    uint _S112 = (*begins_2)[int(1)];
+    MXFP4Eights_Eight_0 _S113 = MXFP4Eights_load_0(odd_2, (*begins_2)[int(1)], i_10);
+    eights_5[int(1)] = _S113;
+    uint _S114 = (*begins_2)[int(2)];
+    MXFP4Eights_Eight_0 _S115 = MXFP4Eights_load_0(even_2, (*begins_2)[int(2)], i_10);
+    eights_5[int(2)] = _S115;
+    uint _S116 = (*begins_2)[int(3)];
+    MXFP4Eights_Eight_0 _S117 = MXFP4Eights_load_0(odd_2, (*begins_2)[int(3)], i_10);
+    eights_5[int(3)] = _S117;
+    uint _S118 = i_10 + step_5;
+    MXFP4Eights_Eight_0 _S119 = MXFP4Eights_load_0(even_2, _S110, _S118);
+    eights_5[int(4)] = _S119;
+    MXFP4Eights_Eight_0 _S120 = MXFP4Eights_load_0(odd_2, _S112, _S118);
+    eights_5[int(5)] = _S120;
+    MXFP4Eights_Eight_0 _S121 = MXFP4Eights_load_0(even_2, _S114, _S118);
+    eights_5[int(6)] = _S121;
+    MXFP4Eights_Eight_0 _S122 = MXFP4Eights_load_0(odd_2, _S116, _S118);
+    eights_5[int(7)] = _S122;
+    *_S109 = eights_5;
     return;
 }
 
 __device__ void add_products_3(Products_1 * products_3, FixedArray<MXFP4Eights_Eight_0, 4>  * eights_6, StructuredBuffer<float4 > x_4, uint x_offset_3, StructuredBuffer<float4 > norm_3, uint norm_offset_3, uint i_11, uint step_6)
 {
-    uint2  _S104 = MXFP4Eights_places_0(i_11);
-    uint _S105 = _S104.x;
-    float4  _S106 = __ldg((&(x_4)[x_offset_3 + _S105]));
-    uint _S107 = _S104.y;
-    float4  _S108 = __ldg((&(x_4)[x_offset_3 + _S107]));
-    products_3->squares_0 = products_3->squares_0 + (dot_0(_S106, _S106) + dot_0(_S108, _S108));
-    float4  _S109 = __ldg((&(norm_3)[norm_offset_3 + _S105]));
-    float4  a_8 = _S106 * _S109;
-    float4  _S110 = __ldg((&(norm_3)[norm_offset_3 + _S107]));
-    float4  b_8 = _S108 * _S110;
-    float _S111 = MXFP4Eights_product_0(&(*eights_6)[int(0)], i_11, a_8, b_8);
-    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S111;
-    float _S112 = MXFP4Eights_product_0(&(*eights_6)[int(1)], i_11, a_8, b_8);
-    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S112;
-    float _S113 = MXFP4Eights_product_0(&(*eights_6)[int(2)], i_11, a_8, b_8);
-    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S113;
-    float _S114 = MXFP4Eights_product_0(&(*eights_6)[int(3)], i_11, a_8, b_8);
-    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S114;
+    uint2  _S123 = MXFP4Eights_places_0(i_11);
+    uint _S124 = _S123.x;
+    float4  _S125 = __ldg((&(x_4)[x_offset_3 + _S124]));
+    uint _S126 = _S123.y;
+    float4  _S127 = __ldg((&(x_4)[x_offset_3 + _S126]));
+    products_3->squares_0 = products_3->squares_0 + (dot_0(_S125, _S125) + dot_0(_S127, _S127));
+    float4  _S128 = __ldg((&(norm_3)[norm_offset_3 + _S124]));
+    float4  a_8 = _S125 * _S128;
+    float4  _S129 = __ldg((&(norm_3)[norm_offset_3 + _S126]));
+    float4  b_8 = _S127 * _S129;
+    float _S130 = MXFP4Eights_product_0(&(*eights_6)[int(0)], i_11, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S130;
+    float _S131 = MXFP4Eights_product_0(&(*eights_6)[int(1)], i_11, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S131;
+    float _S132 = MXFP4Eights_product_0(&(*eights_6)[int(2)], i_11, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S132;
+    float _S133 = MXFP4Eights_product_0(&(*eights_6)[int(3)], i_11, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S133;
     return;
 }
 
-__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint> even_3, StructuredBuffer<uint> odd_3, uint i_12, uint step_7, FixedArray<MXFP4Eights_Eight_0, 4>  * _S115)
+__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint> even_3, StructuredBuffer<uint> odd_3, uint i_12, uint step_7, FixedArray<MXFP4Eights_Eight_0, 4>  * _S134)
 {
     FixedArray<MXFP4Eights_Eight_0, 4>  eights_7;
-    eights_7[int(0)] = MXFP4Eights_load_0(even_3, (*begins_3)[int(0)], i_12);
-    eights_7[int(1)] = MXFP4Eights_load_0(odd_3, (*begins_3)[int(1)], i_12);
-    eights_7[int(2)] = MXFP4Eights_load_0(even_3, (*begins_3)[int(2)], i_12);
-    eights_7[int(3)] = MXFP4Eights_load_0(odd_3, (*begins_3)[int(3)], i_12);
-    *_S115 = eights_7;
+    MXFP4Eights_Eight_0 _S135 = MXFP4Eights_load_0(even_3, (*begins_3)[int(0)], i_12);
+    eights_7[int(0)] = _S135;
+    MXFP4Eights_Eight_0 _S136 = MXFP4Eights_load_0(odd_3, (*begins_3)[int(1)], i_12);
+    eights_7[int(1)] = _S136;
+    MXFP4Eights_Eight_0 _S137 = MXFP4Eights_load_0(even_3, (*begins_3)[int(2)], i_12);
+    eights_7[int(2)] = _S137;
+    MXFP4Eights_Eight_0 _S138 = MXFP4Eights_load_0(odd_3, (*begins_3)[int(3)], i_12);
+    eights_7[int(3)] = _S138;
+    *_S134 = eights_7;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S116)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S139)
 {
     FixedArray<float, 2>  result_2;
-    float _S117 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S117;
-    float _S118 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S118;
-    *_S116 = result_2;
+    float _S140 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_2[int(0)] = _S140;
+    float _S141 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_2[int(1)] = _S141;
+    *_S139 = result_2;
     return;
 }
 
 __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
 {
-    float _S119 = (*values_1)[int(0)];
+    float _S142 = (*values_1)[int(0)];
     float result_3;
     if(number_0 == 1U)
     {
@@ -345,7 +365,7 @@ __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
     }
     else
     {
-        result_3 = _S119;
+        result_3 = _S142;
     }
     return result_3;
 }
@@ -356,34 +376,34 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, Stru
     (&products_4)->squares_0 = 0.0f;
     (&products_4)->sums_0[int(0)] = 0.0f;
     (&products_4)->sums_0[int(1)] = 0.0f;
-    uint _S120 = k_0 / 8U;
+    uint _S143 = k_0 / 8U;
     uint i_13;
-    if((first_1 + 3U * step_8) < _S120)
+    if((first_1 + 3U * step_8) < _S143)
     {
-        FixedArray<MXFP4Eights_Eight_0, 8>  _S121;
-        load_eights_0(begins_4, even_4, odd_4, first_1, step_8, &_S121);
+        FixedArray<MXFP4Eights_Eight_0, 8>  _S144;
+        load_eights_0(begins_4, even_4, odd_4, first_1, step_8, &_S144);
         i_13 = first_1;
-        FixedArray<MXFP4Eights_Eight_0, 8>  loaded_0 = _S121;
+        FixedArray<MXFP4Eights_Eight_0, 8>  loaded_0 = _S144;
         for(;;)
         {
-            if((i_13 + 7U * step_8) < _S120)
+            if((i_13 + 7U * step_8) < _S143)
             {
             }
             else
             {
                 break;
             }
-            uint _S122 = i_13 + 4U * step_8;
-            FixedArray<MXFP4Eights_Eight_0, 8>  _S123;
-            load_eights_0(begins_4, even_4, odd_4, _S122, step_8, &_S123);
-            FixedArray<MXFP4Eights_Eight_0, 8>  _S124 = _S123;
-            FixedArray<MXFP4Eights_Eight_0, 8>  _S125 = loaded_0;
-            add_products_0(&products_4, &_S125, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
-            i_13 = _S122;
-            loaded_0 = _S124;
+            uint _S145 = i_13 + 4U * step_8;
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S146;
+            load_eights_0(begins_4, even_4, odd_4, _S145, step_8, &_S146);
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S147 = _S146;
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S148 = loaded_0;
+            add_products_0(&products_4, &_S148, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+            i_13 = _S145;
+            loaded_0 = _S147;
         }
-        FixedArray<MXFP4Eights_Eight_0, 8>  _S126 = loaded_0;
-        add_products_0(&products_4, &_S126, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+        FixedArray<MXFP4Eights_Eight_0, 8>  _S149 = loaded_0;
+        add_products_0(&products_4, &_S149, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
         i_13 = i_13 + 4U * step_8;
     }
     else
@@ -392,17 +412,17 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, Stru
     }
     for(;;)
     {
-        if(i_13 < _S120)
+        if(i_13 < _S143)
         {
         }
         else
         {
             break;
         }
-        FixedArray<MXFP4Eights_Eight_0, 2>  _S127;
-        load_eights_1(begins_4, even_4, odd_4, i_13, step_8, &_S127);
-        FixedArray<MXFP4Eights_Eight_0, 2>  _S128 = _S127;
-        add_products_1(&products_4, &_S128, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+        FixedArray<MXFP4Eights_Eight_0, 2>  _S150;
+        load_eights_1(begins_4, even_4, odd_4, i_13, step_8, &_S150);
+        FixedArray<MXFP4Eights_Eight_0, 2>  _S151 = _S150;
+        add_products_1(&products_4, &_S151, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
         i_13 = i_13 + step_8;
     }
     return products_4;
@@ -413,34 +433,34 @@ __device__ uint MXFP4Eights_begin_0(uint offset_1, uint k_1, uint row_0)
     return 4U * offset_1 + row_0 * (k_1 / 32U) * 17U;
 }
 
-__device__ void begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S129)
+__device__ void begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S152)
 {
     FixedArray<uint, 2>  begins_5;
-    uint _S130 = n_0 - 1U;
-    begins_5[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2), (_S130))));
-    begins_5[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2 + 1U), (_S130))));
-    *_S129 = begins_5;
+    uint _S153 = n_0 - 1U;
+    begins_5[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2), (_S153))));
+    begins_5[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2 + 1U), (_S153))));
+    *_S152 = begins_5;
     return;
 }
 
-__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_2, FixedArray<float, 4>  * _S131)
+__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_2, FixedArray<float, 4>  * _S154)
 {
     FixedArray<float, 4>  result_4;
-    float _S132 = (_waveSum(0xffffffffu, ((*values_2)[int(0)])));
-    result_4[int(0)] = _S132;
-    float _S133 = (_waveSum(0xffffffffu, ((*values_2)[int(1)])));
-    result_4[int(1)] = _S133;
-    float _S134 = (_waveSum(0xffffffffu, ((*values_2)[int(2)])));
-    result_4[int(2)] = _S134;
-    float _S135 = (_waveSum(0xffffffffu, ((*values_2)[int(3)])));
-    result_4[int(3)] = _S135;
-    *_S131 = result_4;
+    float _S155 = (_waveSum(0xffffffffu, ((*values_2)[int(0)])));
+    result_4[int(0)] = _S155;
+    float _S156 = (_waveSum(0xffffffffu, ((*values_2)[int(1)])));
+    result_4[int(1)] = _S156;
+    float _S157 = (_waveSum(0xffffffffu, ((*values_2)[int(2)])));
+    result_4[int(2)] = _S157;
+    float _S158 = (_waveSum(0xffffffffu, ((*values_2)[int(3)])));
+    result_4[int(3)] = _S158;
+    *_S154 = result_4;
     return;
 }
 
 __device__ float chosen_1(FixedArray<float, 4>  * values_3, uint number_1)
 {
-    float _S136 = (*values_3)[int(0)];
+    float _S159 = (*values_3)[int(0)];
     float result_5;
     if(number_1 == 1U)
     {
@@ -448,7 +468,7 @@ __device__ float chosen_1(FixedArray<float, 4>  * values_3, uint number_1)
     }
     else
     {
-        result_5 = _S136;
+        result_5 = _S159;
     }
     if(number_1 == 2U)
     {
@@ -475,34 +495,34 @@ __device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, Stru
     (&products_5)->sums_0[int(1)] = 0.0f;
     (&products_5)->sums_0[int(2)] = 0.0f;
     (&products_5)->sums_0[int(3)] = 0.0f;
-    uint _S137 = k_3 / 8U;
+    uint _S160 = k_3 / 8U;
     uint i_14;
-    if((first_3 + step_9) < _S137)
+    if((first_3 + step_9) < _S160)
     {
-        FixedArray<MXFP4Eights_Eight_0, 8>  _S138;
-        load_eights_2(begins_6, even_5, odd_5, first_3, step_9, &_S138);
+        FixedArray<MXFP4Eights_Eight_0, 8>  _S161;
+        load_eights_2(begins_6, even_5, odd_5, first_3, step_9, &_S161);
         i_14 = first_3;
-        FixedArray<MXFP4Eights_Eight_0, 8>  loaded_1 = _S138;
+        FixedArray<MXFP4Eights_Eight_0, 8>  loaded_1 = _S161;
         for(;;)
         {
-            if((i_14 + 3U * step_9) < _S137)
+            if((i_14 + 3U * step_9) < _S160)
             {
             }
             else
             {
                 break;
             }
-            uint _S139 = i_14 + 2U * step_9;
-            FixedArray<MXFP4Eights_Eight_0, 8>  _S140;
-            load_eights_2(begins_6, even_5, odd_5, _S139, step_9, &_S140);
-            FixedArray<MXFP4Eights_Eight_0, 8>  _S141 = _S140;
-            FixedArray<MXFP4Eights_Eight_0, 8>  _S142 = loaded_1;
-            add_products_2(&products_5, &_S142, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
-            i_14 = _S139;
-            loaded_1 = _S141;
+            uint _S162 = i_14 + 2U * step_9;
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S163;
+            load_eights_2(begins_6, even_5, odd_5, _S162, step_9, &_S163);
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S164 = _S163;
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S165 = loaded_1;
+            add_products_2(&products_5, &_S165, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+            i_14 = _S162;
+            loaded_1 = _S164;
         }
-        FixedArray<MXFP4Eights_Eight_0, 8>  _S143 = loaded_1;
-        add_products_2(&products_5, &_S143, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+        FixedArray<MXFP4Eights_Eight_0, 8>  _S166 = loaded_1;
+        add_products_2(&products_5, &_S166, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
         i_14 = i_14 + 2U * step_9;
     }
     else
@@ -511,31 +531,31 @@ __device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, Stru
     }
     for(;;)
     {
-        if(i_14 < _S137)
+        if(i_14 < _S160)
         {
         }
         else
         {
             break;
         }
-        FixedArray<MXFP4Eights_Eight_0, 4>  _S144;
-        load_eights_3(begins_6, even_5, odd_5, i_14, step_9, &_S144);
-        FixedArray<MXFP4Eights_Eight_0, 4>  _S145 = _S144;
-        add_products_3(&products_5, &_S145, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+        FixedArray<MXFP4Eights_Eight_0, 4>  _S167;
+        load_eights_3(begins_6, even_5, odd_5, i_14, step_9, &_S167);
+        FixedArray<MXFP4Eights_Eight_0, 4>  _S168 = _S167;
+        add_products_3(&products_5, &_S168, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
         i_14 = i_14 + step_9;
     }
     return products_5;
 }
 
-__device__ void begins_of_rows_1(uint offset_3, uint k_4, uint first_4, uint n_1, FixedArray<uint, 4>  * _S146)
+__device__ void begins_of_rows_1(uint offset_3, uint k_4, uint first_4, uint n_1, FixedArray<uint, 4>  * _S169)
 {
     FixedArray<uint, 4>  begins_7;
-    uint _S147 = n_1 - 1U;
-    begins_7[int(0)] = MXFP4Eights_begin_0(offset_3, k_4, (U32_min((first_4), (_S147))));
-    begins_7[int(1)] = MXFP4Eights_begin_0(offset_3, k_4, (U32_min((first_4 + 1U), (_S147))));
-    begins_7[int(2)] = MXFP4Eights_begin_0(offset_3, k_4, (U32_min((first_4 + 2U), (_S147))));
-    begins_7[int(3)] = MXFP4Eights_begin_0(offset_3, k_4, (U32_min((first_4 + 3U), (_S147))));
-    *_S146 = begins_7;
+    uint _S170 = n_1 - 1U;
+    begins_7[int(0)] = MXFP4Eights_begin_0(offset_3, k_4, (U32_min((first_4), (_S170))));
+    begins_7[int(1)] = MXFP4Eights_begin_0(offset_3, k_4, (U32_min((first_4 + 1U), (_S170))));
+    begins_7[int(2)] = MXFP4Eights_begin_0(offset_3, k_4, (U32_min((first_4 + 2U), (_S170))));
+    begins_7[int(3)] = MXFP4Eights_begin_0(offset_3, k_4, (U32_min((first_4 + 3U), (_S170))));
+    *_S169 = begins_7;
     return;
 }
 
@@ -560,16 +580,16 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_7, StructuredBuffer<float4 > norm_6, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_6, NormGemvParams_0 * p_0)
 {
-    uint _S148 = (_getLaneId());
-    uint _S149 = ((warpSize));
-    uint _S150 = 128U / _S149;
-    uint _S151 = p_0->groups_0 * _S150 * 2U;
-    uint _S152 = group_number_0(group_1) * _S150;
-    uint _S153 = thread_0 / _S149;
-    uint first_5 = (_S152 + _S153) * 2U;
+    uint _S171 = (_getLaneId());
+    uint _S172 = ((warpSize));
+    uint _S173 = 128U / _S172;
+    uint _S174 = p_0->groups_0 * _S173 * 2U;
+    uint _S175 = group_number_0(group_1) * _S173;
+    uint _S176 = thread_0 / _S172;
+    uint first_5 = (_S175 + _S176) * 2U;
     for(;;)
     {
-        uint _S154 = p_0->n_2;
+        uint _S177 = p_0->n_2;
         if(first_5 < (p_0->n_2))
         {
         }
@@ -577,68 +597,68 @@ __device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint
         {
             break;
         }
-        uint _S155 = first_5 + _S148;
-        bool _S156;
-        if(_S148 < 2U)
+        uint _S178 = first_5 + _S171;
+        bool _S179;
+        if(_S171 < 2U)
         {
-            _S156 = _S155 < _S154;
+            _S179 = _S178 < _S177;
         }
         else
         {
-            _S156 = false;
+            _S179 = false;
         }
-        bool _S157;
-        if(_S156)
+        bool _S180;
+        if(_S179)
         {
-            _S157 = (p_0->bias_offset_0) != 4294967295U;
+            _S180 = (p_0->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S157 = false;
+            _S180 = false;
         }
         float added_0;
-        if(_S157)
+        if(_S180)
         {
-            float _S158 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S155]));
-            added_0 = _S158;
+            float _S181 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S178]));
+            added_0 = _S181;
         }
         else
         {
             added_0 = 0.0f;
         }
-        uint _S159 = p_0->k_5;
-        FixedArray<uint, 2>  _S160;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_5, first_5, _S154, &_S160);
-        FixedArray<uint, 2>  _S161 = _S160;
-        Products_0 _S162 = products_of_thread_0(&_S161, weight_1, weight_1, p_0->k_5, x_7, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S148, _S149);
-        float _S163 = (_waveSum(0xffffffffu, (_S162.squares_0)));
-        float _S164 = 1.0f / (F32_sqrt((_S163 / float(_S159) + p_0->eps_0)));
-        FixedArray<float, 2>  _S165 = _S162.sums_0;
-        FixedArray<float, 2>  _S166;
-        subgroup_sums_0(&_S165, &_S166);
-        FixedArray<float, 2>  _S167 = _S166;
-        float _S168 = chosen_0(&_S167, _S148);
-        if(_S156)
+        uint _S182 = p_0->k_5;
+        FixedArray<uint, 2>  _S183;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_5, first_5, _S177, &_S183);
+        FixedArray<uint, 2>  _S184 = _S183;
+        Products_0 _S185 = products_of_thread_0(&_S184, weight_1, weight_1, p_0->k_5, x_7, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S171, _S172);
+        float _S186 = (_waveSum(0xffffffffu, (_S185.squares_0)));
+        float _S187 = 1.0f / (F32_sqrt((_S186 / float(_S182) + p_0->eps_0)));
+        FixedArray<float, 2>  _S188 = _S185.sums_0;
+        FixedArray<float, 2>  _S189;
+        subgroup_sums_0(&_S188, &_S189);
+        FixedArray<float, 2>  _S190 = _S189;
+        float _S191 = chosen_0(&_S190, _S171);
+        if(_S179)
         {
-            *(&(result_6)[p_0->out_offset_0 + _S155]) = _S168 * _S164 + added_0;
+            *(&(result_6)[p_0->out_offset_0 + _S178]) = _S191 * _S187 + added_0;
         }
-        first_5 = first_5 + _S151;
+        first_5 = first_5 + _S174;
     }
     return;
 }
 
 __device__ void norm_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_8, StructuredBuffer<float4 > norm_7, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_7, NormGemvParams_0 * p_1)
 {
-    uint _S169 = (_getLaneId());
-    uint _S170 = ((warpSize));
-    uint _S171 = 128U / _S170;
-    uint _S172 = p_1->groups_0 * _S171 * 4U;
-    uint _S173 = group_number_0(group_2) * _S171;
-    uint _S174 = thread_1 / _S170;
-    uint first_6 = (_S173 + _S174) * 4U;
+    uint _S192 = (_getLaneId());
+    uint _S193 = ((warpSize));
+    uint _S194 = 128U / _S193;
+    uint _S195 = p_1->groups_0 * _S194 * 4U;
+    uint _S196 = group_number_0(group_2) * _S194;
+    uint _S197 = thread_1 / _S193;
+    uint first_6 = (_S196 + _S197) * 4U;
     for(;;)
     {
-        uint _S175 = p_1->n_2;
+        uint _S198 = p_1->n_2;
         if(first_6 < (p_1->n_2))
         {
         }
@@ -646,68 +666,68 @@ __device__ void norm_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint
         {
             break;
         }
-        uint _S176 = first_6 + _S169;
-        bool _S177;
-        if(_S169 < 4U)
+        uint _S199 = first_6 + _S192;
+        bool _S200;
+        if(_S192 < 4U)
         {
-            _S177 = _S176 < _S175;
+            _S200 = _S199 < _S198;
         }
         else
         {
-            _S177 = false;
+            _S200 = false;
         }
-        bool _S178;
-        if(_S177)
+        bool _S201;
+        if(_S200)
         {
-            _S178 = (p_1->bias_offset_0) != 4294967295U;
+            _S201 = (p_1->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S178 = false;
+            _S201 = false;
         }
         float added_1;
-        if(_S178)
+        if(_S201)
         {
-            float _S179 = __ldg((&(bias_1)[p_1->bias_offset_0 + _S176]));
-            added_1 = _S179;
+            float _S202 = __ldg((&(bias_1)[p_1->bias_offset_0 + _S199]));
+            added_1 = _S202;
         }
         else
         {
             added_1 = 0.0f;
         }
-        uint _S180 = p_1->k_5;
-        FixedArray<uint, 4>  _S181;
-        begins_of_rows_1(p_1->weight_offset_0, p_1->k_5, first_6, _S175, &_S181);
-        FixedArray<uint, 4>  _S182 = _S181;
-        Products_1 _S183 = products_of_thread_1(&_S182, weight_2, weight_2, p_1->k_5, x_8, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S169, _S170);
-        float _S184 = (_waveSum(0xffffffffu, (_S183.squares_0)));
-        float _S185 = 1.0f / (F32_sqrt((_S184 / float(_S180) + p_1->eps_0)));
-        FixedArray<float, 4>  _S186 = _S183.sums_0;
-        FixedArray<float, 4>  _S187;
-        subgroup_sums_1(&_S186, &_S187);
-        FixedArray<float, 4>  _S188 = _S187;
-        float _S189 = chosen_1(&_S188, _S169);
-        if(_S177)
+        uint _S203 = p_1->k_5;
+        FixedArray<uint, 4>  _S204;
+        begins_of_rows_1(p_1->weight_offset_0, p_1->k_5, first_6, _S198, &_S204);
+        FixedArray<uint, 4>  _S205 = _S204;
+        Products_1 _S206 = products_of_thread_1(&_S205, weight_2, weight_2, p_1->k_5, x_8, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S192, _S193);
+        float _S207 = (_waveSum(0xffffffffu, (_S206.squares_0)));
+        float _S208 = 1.0f / (F32_sqrt((_S207 / float(_S203) + p_1->eps_0)));
+        FixedArray<float, 4>  _S209 = _S206.sums_0;
+        FixedArray<float, 4>  _S210;
+        subgroup_sums_1(&_S209, &_S210);
+        FixedArray<float, 4>  _S211 = _S210;
+        float _S212 = chosen_1(&_S211, _S192);
+        if(_S200)
         {
-            *(&(result_7)[p_1->out_offset_0 + _S176]) = _S189 * _S185 + added_1;
+            *(&(result_7)[p_1->out_offset_0 + _S199]) = _S212 * _S208 + added_1;
         }
-        first_6 = first_6 + _S172;
+        first_6 = first_6 + _S195;
     }
     return;
 }
 
 extern "C" __global__ void norm_gemv_mxfp4(StructuredBuffer<uint> weight_3, StructuredBuffer<float4 > x_9, StructuredBuffer<float4 > norm_8, StructuredBuffer<float> bias_2, RWStructuredBuffer<float> result_8, NormGemvParams_0 p_2)
 {
-    uint _S190 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S213 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     if((p_2.wide_0) != 0U)
     {
-        NormGemvParams_0 _S191 = p_2;
-        norm_gemv_1(blockIdx, _S190, weight_3, x_9, norm_8, bias_2, result_8, &_S191);
+        NormGemvParams_0 _S214 = p_2;
+        norm_gemv_1(blockIdx, _S213, weight_3, x_9, norm_8, bias_2, result_8, &_S214);
     }
     else
     {
-        NormGemvParams_0 _S192 = p_2;
-        norm_gemv_0(blockIdx, _S190, weight_3, x_9, norm_8, bias_2, result_8, &_S192);
+        NormGemvParams_0 _S215 = p_2;
+        norm_gemv_0(blockIdx, _S213, weight_3, x_9, norm_8, bias_2, result_8, &_S215);
     }
     return;
 }

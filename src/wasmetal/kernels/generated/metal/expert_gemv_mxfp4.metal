@@ -75,79 +75,83 @@ void add_products_0(Products_0 thread* products_0, const array<MXFP4Eights_Eight
     return;
 }
 
-uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+uint low_after_shift_0(uint low_0, uint high_0, uint shift_0)
 {
-    uint _S28 = byte_0 % 4U * 8U;
-    uint _S29;
-    if(_S28 == 0U)
+    uint _S28;
+    if(shift_0 == 0U)
     {
-        _S29 = first_0;
+        _S28 = low_0;
     }
     else
     {
-        _S29 = (first_0 >> _S28) | (second_0 << (32U - _S28));
+        _S28 = (low_0 >> shift_0) | (high_0 << (32U - shift_0));
     }
-    return _S29;
+    return _S28;
+}
+
+uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+{
+    return low_after_shift_0(first_0, second_0, byte_0 % 4U * 8U);
 }
 
 float fp4_scale_0(uint device* words_0, uint offset_0, uint byte_1)
 {
-    uint _S30 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
-    uint _S31;
-    if(_S30 < 2U)
+    uint _S29 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
+    uint _S30;
+    if(_S29 < 2U)
     {
-        _S31 = uint(int(2097152) << _S30);
+        _S30 = uint(int(2097152) << _S29);
     }
     else
     {
-        _S31 = (_S30 - 1U) << 23U;
+        _S30 = (_S29 - 1U) << 23U;
     }
-    return (as_type<float>((_S31)));
+    return (as_type<float>((_S30)));
 }
 
 MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
 {
-    thread MXFP4Eights_Eight_0 _S32;
-    (&_S32)->q_0 = q_1;
-    (&_S32)->scale_0 = scale_1;
-    return _S32;
+    thread MXFP4Eights_Eight_0 _S31;
+    (&_S31)->q_0 = q_1;
+    (&_S31)->scale_0 = scale_1;
+    return _S31;
 }
 
 MXFP4Eights_Eight_0 MXFP4Eights_load_0(uint device* weight_0, uint begin_0, uint i_4)
 {
-    uint _S33 = begin_0 + i_4 / 4U * 17U;
-    uint _S34 = _S33 + 1U + i_4 % 4U * 4U;
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S34, weight_0[_S34 / 4U], weight_0[_S34 / 4U + min(_S34 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S33));
+    uint _S32 = begin_0 + i_4 / 4U * 17U;
+    uint _S33 = _S32 + 1U + i_4 % 4U * 4U;
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S33, weight_0[_S33 / 4U], weight_0[_S33 / 4U + min(_S33 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S32));
 }
 
 array<MXFP4Eights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_5, uint step_1)
 {
     thread array<MXFP4Eights_Eight_0, int(8)> eights_1;
-    uint _S35 = (*begins_0)[int(0)];
+    uint _S34 = (*begins_0)[int(0)];
     eights_1[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S36 = (*begins_0)[int(1)];
+    uint _S35 = (*begins_0)[int(1)];
     eights_1[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S37 = i_5 + step_1;
-    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S35, _S37);
-    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S36, _S37);
-    uint _S38 = i_5 + 2U * step_1;
-    eights_1[int(4)] = MXFP4Eights_load_0(even_0, _S35, _S38);
-    eights_1[int(5)] = MXFP4Eights_load_0(odd_0, _S36, _S38);
-    uint _S39 = i_5 + 3U * step_1;
-    eights_1[int(6)] = MXFP4Eights_load_0(even_0, _S35, _S39);
-    eights_1[int(7)] = MXFP4Eights_load_0(odd_0, _S36, _S39);
+    uint _S36 = i_5 + step_1;
+    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S34, _S36);
+    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S35, _S36);
+    uint _S37 = i_5 + 2U * step_1;
+    eights_1[int(4)] = MXFP4Eights_load_0(even_0, _S34, _S37);
+    eights_1[int(5)] = MXFP4Eights_load_0(odd_0, _S35, _S37);
+    uint _S38 = i_5 + 3U * step_1;
+    eights_1[int(6)] = MXFP4Eights_load_0(even_0, _S34, _S38);
+    eights_1[int(7)] = MXFP4Eights_load_0(odd_0, _S35, _S38);
     return eights_1;
 }
 
 void add_products_1(Products_0 thread* products_1, const array<MXFP4Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    uint2 _S40 = MXFP4Eights_places_0(i_6);
-    float4 _S41 = float4(*(x_1+(x_offset_1 + _S40.x))) ;
-    float4 _S42 = float4(*(x_1+(x_offset_1 + _S40.y))) ;
-    float _S43 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_6, _S41, _S42);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S43;
-    float _S44 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_6, _S41, _S42);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S44;
+    uint2 _S39 = MXFP4Eights_places_0(i_6);
+    float4 _S40 = float4(*(x_1+(x_offset_1 + _S39.x))) ;
+    float4 _S41 = float4(*(x_1+(x_offset_1 + _S39.y))) ;
+    float _S42 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_6, _S40, _S41);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S42;
+    float _S43 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_6, _S40, _S41);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S43;
     return;
 }
 
@@ -161,23 +165,23 @@ array<MXFP4Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> threa
 
 float subgroup_sum_0(float value_0)
 {
-    float _S45 = simd_sum(value_0);
-    return _S45;
+    float _S44 = simd_sum(value_0);
+    return _S44;
 }
 
 array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
 {
     thread array<float, int(2)> result_0;
-    float _S46 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S46;
-    float _S47 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S47;
+    float _S45 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S45;
+    float _S46 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S46;
     return result_0;
 }
 
 float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
-    float _S48 = (*values_1)[int(0)];
+    float _S47 = (*values_1)[int(0)];
     float result_1;
     if(number_0 == 1U)
     {
@@ -185,7 +189,7 @@ float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
     }
     else
     {
-        result_1 = _S48;
+        result_1 = _S47;
     }
     return result_1;
 }
@@ -196,31 +200,31 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S49 = k_0 / 8U;
+    uint _S48 = k_0 / 8U;
     uint i_8;
-    if((first_1 + 3U * step_4) < _S49)
+    if((first_1 + 3U * step_4) < _S48)
     {
-        array<MXFP4Eights_Eight_0, int(8)> _S50 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
+        array<MXFP4Eights_Eight_0, int(8)> _S49 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
         i_8 = first_1;
-        array<MXFP4Eights_Eight_0, int(8)> loaded_0 = _S50;
+        array<MXFP4Eights_Eight_0, int(8)> loaded_0 = _S49;
         for(;;)
         {
-            if((i_8 + 7U * step_4) < _S49)
+            if((i_8 + 7U * step_4) < _S48)
             {
             }
             else
             {
                 break;
             }
-            uint _S51 = i_8 + 4U * step_4;
-            array<MXFP4Eights_Eight_0, int(8)> _S52 = load_eights_0(begins_2, even_2, odd_2, _S51, step_4);
-            thread array<MXFP4Eights_Eight_0, int(8)> _S53 = loaded_0;
-            add_products_0(&products_2, &_S53, x_2, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
-            i_8 = _S51;
-            loaded_0 = _S52;
+            uint _S50 = i_8 + 4U * step_4;
+            array<MXFP4Eights_Eight_0, int(8)> _S51 = load_eights_0(begins_2, even_2, odd_2, _S50, step_4);
+            thread array<MXFP4Eights_Eight_0, int(8)> _S52 = loaded_0;
+            add_products_0(&products_2, &_S52, x_2, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S50;
+            loaded_0 = _S51;
         }
-        thread array<MXFP4Eights_Eight_0, int(8)> _S54 = loaded_0;
-        add_products_0(&products_2, &_S54, x_2, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        thread array<MXFP4Eights_Eight_0, int(8)> _S53 = loaded_0;
+        add_products_0(&products_2, &_S53, x_2, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + 4U * step_4;
     }
     else
@@ -229,16 +233,16 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     }
     for(;;)
     {
-        if(i_8 < _S49)
+        if(i_8 < _S48)
         {
         }
         else
         {
             break;
         }
-        array<MXFP4Eights_Eight_0, int(2)> _S55 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
-        thread array<MXFP4Eights_Eight_0, int(2)> _S56 = _S55;
-        add_products_1(&products_2, &_S56, x_2, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        array<MXFP4Eights_Eight_0, int(2)> _S54 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
+        thread array<MXFP4Eights_Eight_0, int(2)> _S55 = _S54;
+        add_products_1(&products_2, &_S55, x_2, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + step_4;
     }
     return products_2;
@@ -252,9 +256,9 @@ uint MXFP4Eights_begin_0(uint offset_1, uint k_1, uint row_0)
 array<uint, int(2)> begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint n_0)
 {
     thread array<uint, int(2)> begins_3;
-    uint _S57 = n_0 - 1U;
-    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, min(first_2, _S57));
-    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, min(first_2 + 1U, _S57));
+    uint _S56 = n_0 - 1U;
+    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, min(first_2, _S56));
+    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, min(first_2 + 1U, _S56));
     return begins_3;
 }
 
@@ -289,8 +293,8 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     uint device* entryPointParams_ids_0;
     float device* entryPointParams_result_0;
+    uint _S57;
     uint _S58;
-    uint _S59;
 };
 
 uint group_number_0(uint3 group_0)
@@ -300,77 +304,77 @@ uint group_number_0(uint3 group_0)
 
 void expert_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, uint device* ids_0, float device* result_2, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
+    uint _S59 = kernelContext_0->_S57;
     uint _S60 = kernelContext_0->_S58;
-    uint _S61 = kernelContext_0->_S59;
-    uint _S62 = 128U / kernelContext_0->_S59;
-    uint _S63 = p_1->columns_0;
-    uint _S64 = (p_1->columns_0 + 2U - 1U) / 2U;
-    uint _S65 = group_number_0(group_1) * _S62;
-    uint _S66 = thread_0 / _S61;
-    uint i_9 = _S65 + _S66;
+    uint _S61 = 128U / kernelContext_0->_S58;
+    uint _S62 = p_1->columns_0;
+    uint _S63 = (p_1->columns_0 + 2U - 1U) / 2U;
+    uint _S64 = group_number_0(group_1) * _S61;
+    uint _S65 = thread_0 / _S60;
+    uint i_9 = _S64 + _S65;
     for(;;)
     {
-        if(i_9 < (p_1->slots_0 * _S64))
+        if(i_9 < (p_1->slots_0 * _S63))
         {
         }
         else
         {
             break;
         }
-        uint _S67 = i_9 / _S64;
-        uint _S68 = min(ids_0[p_1->ids_offset_0 + _S67], p_1->experts_0 - 1U) - p_1->first_expert_0;
-        if(_S68 >= (p_1->bound_experts_0))
+        uint _S66 = i_9 / _S63;
+        uint _S67 = min(ids_0[p_1->ids_offset_0 + _S66], p_1->experts_0 - 1U) - p_1->first_expert_0;
+        if(_S67 >= (p_1->bound_experts_0))
         {
-            i_9 = i_9 + p_1->groups_0 * _S62;
+            i_9 = i_9 + p_1->groups_0 * _S61;
             continue;
         }
-        uint _S69 = i_9 % _S64;
-        uint _S70 = _S69 * 2U;
-        uint _S71 = _S70 + _S60;
-        bool _S72;
-        if(_S60 < 2U)
+        uint _S68 = i_9 % _S63;
+        uint _S69 = _S68 * 2U;
+        uint _S70 = _S69 + _S59;
+        bool _S71;
+        if(_S59 < 2U)
         {
-            _S72 = _S71 < _S63;
+            _S71 = _S70 < _S62;
         }
         else
         {
-            _S72 = false;
+            _S71 = false;
         }
-        uint _S73 = p_1->n_1;
-        uint _S74 = p_1->first_column_0;
-        uint _S75 = p_1->out_offset_0 + _S67 * p_1->n_1 + p_1->first_column_0 + _S71;
-        bool _S76;
-        if(_S72)
+        uint _S72 = p_1->n_1;
+        uint _S73 = p_1->first_column_0;
+        uint _S74 = p_1->out_offset_0 + _S66 * p_1->n_1 + p_1->first_column_0 + _S70;
+        bool _S75;
+        if(_S71)
         {
-            _S76 = (p_1->accumulate_0) != 0U;
+            _S75 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S76 = false;
+            _S75 = false;
         }
         float sum_0;
-        if(_S76)
+        if(_S75)
         {
-            sum_0 = *(result_2+_S75);
+            sum_0 = *(result_2+_S74);
         }
         else
         {
             sum_0 = 0.0;
         }
-        uint _S77 = _S68 * _S73 + _S74;
-        uint _S78 = p_1->x_offset_3 + _S67 * (p_1->x_slot_0 / 4U);
-        thread array<uint, int(2)> _S79 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_3, _S77 + _S70, _S77 + _S63);
-        Products_0 _S80 = products_of_thread_0(&_S79, weight_1, weight_1, p_1->k_3, x_3, _S78, x_3, 0U, _S60, _S61);
-        thread array<float, int(2)> _S81 = _S80.sums_0;
-        array<float, int(2)> _S82 = subgroup_sums_0(&_S81);
-        thread array<float, int(2)> _S83 = _S82;
-        float _S84 = chosen_0(&_S83, _S60);
-        float sum_1 = sum_0 + _S84;
-        if(_S72)
+        uint _S76 = _S67 * _S72 + _S73;
+        uint _S77 = p_1->x_offset_3 + _S66 * (p_1->x_slot_0 / 4U);
+        thread array<uint, int(2)> _S78 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_3, _S76 + _S69, _S76 + _S62);
+        Products_0 _S79 = products_of_thread_0(&_S78, weight_1, weight_1, p_1->k_3, x_3, _S77, x_3, 0U, _S59, _S60);
+        thread array<float, int(2)> _S80 = _S79.sums_0;
+        array<float, int(2)> _S81 = subgroup_sums_0(&_S80);
+        thread array<float, int(2)> _S82 = _S81;
+        float _S83 = chosen_0(&_S82, _S59);
+        float sum_1 = sum_0 + _S83;
+        if(_S71)
         {
-            *(result_2+_S75) = sum_1;
+            *(result_2+_S74) = sum_1;
         }
-        i_9 = i_9 + p_1->groups_0 * _S62;
+        i_9 = i_9 + p_1->groups_0 * _S61;
     }
     return;
 }
@@ -384,8 +388,8 @@ void expert_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_f
     (&kernelContext_1)->entryPointParams_ids_0 = entryPointParams_ids_1;
     (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_1)->_S58 = _builtinWaveLaneIndex_0;
-    (&kernelContext_1)->_S59 = _builtinWaveLaneCount_0;
+    (&kernelContext_1)->_S57 = _builtinWaveLaneIndex_0;
+    (&kernelContext_1)->_S58 = _builtinWaveLaneCount_0;
     expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_1);
     return;
 }

@@ -95,84 +95,88 @@ void add_products_0(Products_0 thread* products_0, const array<MXFP4Eights_Eight
     return;
 }
 
-uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+uint low_after_shift_0(uint low_0, uint high_0, uint shift_0)
 {
-    uint _S36 = byte_0 % 4U * 8U;
-    uint _S37;
-    if(_S36 == 0U)
+    uint _S36;
+    if(shift_0 == 0U)
     {
-        _S37 = first_0;
+        _S36 = low_0;
     }
     else
     {
-        _S37 = (first_0 >> _S36) | (second_0 << (32U - _S36));
+        _S36 = (low_0 >> shift_0) | (high_0 << (32U - shift_0));
     }
-    return _S37;
+    return _S36;
+}
+
+uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+{
+    return low_after_shift_0(first_0, second_0, byte_0 % 4U * 8U);
 }
 
 float fp4_scale_0(uint device* words_0, uint offset_0, uint byte_1)
 {
-    uint _S38 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
-    uint _S39;
-    if(_S38 < 2U)
+    uint _S37 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
+    uint _S38;
+    if(_S37 < 2U)
     {
-        _S39 = uint(int(2097152) << _S38);
+        _S38 = uint(int(2097152) << _S37);
     }
     else
     {
-        _S39 = (_S38 - 1U) << 23U;
+        _S38 = (_S37 - 1U) << 23U;
     }
-    return (as_type<float>((_S39)));
+    return (as_type<float>((_S38)));
 }
 
 MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
 {
-    thread MXFP4Eights_Eight_0 _S40;
-    (&_S40)->q_0 = q_1;
-    (&_S40)->scale_0 = scale_1;
-    return _S40;
+    thread MXFP4Eights_Eight_0 _S39;
+    (&_S39)->q_0 = q_1;
+    (&_S39)->scale_0 = scale_1;
+    return _S39;
 }
 
 MXFP4Eights_Eight_0 MXFP4Eights_load_0(uint device* weight_0, uint begin_0, uint i_4)
 {
-    uint _S41 = begin_0 + i_4 / 4U * 17U;
-    uint _S42 = _S41 + 1U + i_4 % 4U * 4U;
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S42, weight_0[_S42 / 4U], weight_0[_S42 / 4U + min(_S42 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S41));
+    uint _S40 = begin_0 + i_4 / 4U * 17U;
+    uint _S41 = _S40 + 1U + i_4 % 4U * 4U;
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S41, weight_0[_S41 / 4U], weight_0[_S41 / 4U + min(_S41 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S40));
 }
 
 array<MXFP4Eights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_5, uint step_1)
 {
     thread array<MXFP4Eights_Eight_0, int(8)> eights_1;
-    uint _S43 = (*begins_0)[int(0)];
+    uint _S42 = (*begins_0)[int(0)];
     eights_1[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S44 = (*begins_0)[int(1)];
+    uint _S43 = (*begins_0)[int(1)];
     eights_1[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S45 = i_5 + step_1;
-    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S43, _S45);
-    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S44, _S45);
-    uint _S46 = i_5 + 2U * step_1;
-    eights_1[int(4)] = MXFP4Eights_load_0(even_0, _S43, _S46);
-    eights_1[int(5)] = MXFP4Eights_load_0(odd_0, _S44, _S46);
-    uint _S47 = i_5 + 3U * step_1;
-    eights_1[int(6)] = MXFP4Eights_load_0(even_0, _S43, _S47);
-    eights_1[int(7)] = MXFP4Eights_load_0(odd_0, _S44, _S47);
+    uint _S44 = i_5 + step_1;
+    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S42, _S44);
+    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S43, _S44);
+    uint _S45 = i_5 + 2U * step_1;
+    eights_1[int(4)] = MXFP4Eights_load_0(even_0, _S42, _S45);
+    eights_1[int(5)] = MXFP4Eights_load_0(odd_0, _S43, _S45);
+    uint _S46 = i_5 + 3U * step_1;
+    eights_1[int(6)] = MXFP4Eights_load_0(even_0, _S42, _S46);
+    eights_1[int(7)] = MXFP4Eights_load_0(odd_0, _S43, _S46);
     return eights_1;
 }
 
 void add_products_1(Products_0 thread* products_1, const array<MXFP4Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    uint2 _S48 = MXFP4Eights_places_0(i_6);
-    uint _S49 = _S48.x;
-    float4 _S50 = float4(*(x_1+(x_offset_1 + _S49))) ;
-    uint _S51 = _S48.y;
-    float4 _S52 = float4(*(x_1+(x_offset_1 + _S51))) ;
-    products_1->squares_0 = products_1->squares_0 + (dot(_S50, _S50) + dot(_S52, _S52));
-    float4 a_5 = _S50 * float4(*(norm_1+(norm_offset_1 + _S49))) ;
-    float4 b_5 = _S52 * float4(*(norm_1+(norm_offset_1 + _S51))) ;
-    float _S53 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S53;
-    float _S54 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S54;
+    uint2 _S47 = MXFP4Eights_places_0(i_6);
+    uint _S48 = _S47.x;
+    float4 _S49 = float4(*(x_1+(x_offset_1 + _S48))) ;
+    uint _S50 = _S47.y;
+    float4 _S51 = float4(*(x_1+(x_offset_1 + _S50))) ;
+    products_1->squares_0 = products_1->squares_0 + (dot(_S49, _S49) + dot(_S51, _S51));
+    float4 a_5 = _S49 * float4(*(norm_1+(norm_offset_1 + _S48))) ;
+    float4 b_5 = _S51 * float4(*(norm_1+(norm_offset_1 + _S50))) ;
+    float _S52 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S52;
+    float _S53 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S53;
     return;
 }
 
@@ -192,79 +196,79 @@ struct Products_1
 
 void add_products_2(Products_1 thread* products_2, const array<MXFP4Eights_Eight_0, int(8)> thread* eights_4, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint i_8, uint step_4)
 {
-    uint2 _S55 = MXFP4Eights_places_0(i_8);
-    uint _S56 = _S55.x;
-    float4 _S57 = float4(*(x_2+(x_offset_2 + _S56))) ;
-    uint _S58 = _S55.y;
-    float4 _S59 = float4(*(x_2+(x_offset_2 + _S58))) ;
-    products_2->squares_0 = products_2->squares_0 + (dot(_S57, _S57) + dot(_S59, _S59));
-    float4 a_6 = _S57 * float4(*(norm_2+(norm_offset_2 + _S56))) ;
-    float4 b_6 = _S59 * float4(*(norm_2+(norm_offset_2 + _S58))) ;
-    float _S60 = MXFP4Eights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
-    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S60;
-    float _S61 = MXFP4Eights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
-    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S61;
-    float _S62 = MXFP4Eights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
-    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S62;
-    float _S63 = MXFP4Eights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
-    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S63;
-    uint _S64 = i_8 + step_4;
-    uint2 _S65 = MXFP4Eights_places_0(_S64);
-    uint _S66 = _S65.x;
-    float4 _S67 = float4(*(x_2+(x_offset_2 + _S66))) ;
-    uint _S68 = _S65.y;
-    float4 _S69 = float4(*(x_2+(x_offset_2 + _S68))) ;
-    products_2->squares_0 = products_2->squares_0 + (dot(_S67, _S67) + dot(_S69, _S69));
-    float4 a_7 = _S67 * float4(*(norm_2+(norm_offset_2 + _S66))) ;
-    float4 b_7 = _S69 * float4(*(norm_2+(norm_offset_2 + _S68))) ;
-    float _S70 = MXFP4Eights_product_0(&(*eights_4)[int(4)], _S64, a_7, b_7);
-    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S70;
-    float _S71 = MXFP4Eights_product_0(&(*eights_4)[int(5)], _S64, a_7, b_7);
-    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S71;
-    float _S72 = MXFP4Eights_product_0(&(*eights_4)[int(6)], _S64, a_7, b_7);
-    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S72;
-    float _S73 = MXFP4Eights_product_0(&(*eights_4)[int(7)], _S64, a_7, b_7);
-    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S73;
+    uint2 _S54 = MXFP4Eights_places_0(i_8);
+    uint _S55 = _S54.x;
+    float4 _S56 = float4(*(x_2+(x_offset_2 + _S55))) ;
+    uint _S57 = _S54.y;
+    float4 _S58 = float4(*(x_2+(x_offset_2 + _S57))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S56, _S56) + dot(_S58, _S58));
+    float4 a_6 = _S56 * float4(*(norm_2+(norm_offset_2 + _S55))) ;
+    float4 b_6 = _S58 * float4(*(norm_2+(norm_offset_2 + _S57))) ;
+    float _S59 = MXFP4Eights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S59;
+    float _S60 = MXFP4Eights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S60;
+    float _S61 = MXFP4Eights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S61;
+    float _S62 = MXFP4Eights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S62;
+    uint _S63 = i_8 + step_4;
+    uint2 _S64 = MXFP4Eights_places_0(_S63);
+    uint _S65 = _S64.x;
+    float4 _S66 = float4(*(x_2+(x_offset_2 + _S65))) ;
+    uint _S67 = _S64.y;
+    float4 _S68 = float4(*(x_2+(x_offset_2 + _S67))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S66, _S66) + dot(_S68, _S68));
+    float4 a_7 = _S66 * float4(*(norm_2+(norm_offset_2 + _S65))) ;
+    float4 b_7 = _S68 * float4(*(norm_2+(norm_offset_2 + _S67))) ;
+    float _S69 = MXFP4Eights_product_0(&(*eights_4)[int(4)], _S63, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S69;
+    float _S70 = MXFP4Eights_product_0(&(*eights_4)[int(5)], _S63, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S70;
+    float _S71 = MXFP4Eights_product_0(&(*eights_4)[int(6)], _S63, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S71;
+    float _S72 = MXFP4Eights_product_0(&(*eights_4)[int(7)], _S63, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S72;
     return;
 }
 
 array<MXFP4Eights_Eight_0, int(8)> load_eights_2(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint i_9, uint step_5)
 {
     thread array<MXFP4Eights_Eight_0, int(8)> eights_5;
-    uint _S74 = (*begins_2)[int(0)];
+    uint _S73 = (*begins_2)[int(0)];
     eights_5[int(0)] = MXFP4Eights_load_0(even_2, (*begins_2)[int(0)], i_9);
-    uint _S75 = (*begins_2)[int(1)];
+    uint _S74 = (*begins_2)[int(1)];
     eights_5[int(1)] = MXFP4Eights_load_0(odd_2, (*begins_2)[int(1)], i_9);
-    uint _S76 = (*begins_2)[int(2)];
+    uint _S75 = (*begins_2)[int(2)];
     eights_5[int(2)] = MXFP4Eights_load_0(even_2, (*begins_2)[int(2)], i_9);
-    uint _S77 = (*begins_2)[int(3)];
+    uint _S76 = (*begins_2)[int(3)];
     eights_5[int(3)] = MXFP4Eights_load_0(odd_2, (*begins_2)[int(3)], i_9);
-    uint _S78 = i_9 + step_5;
-    eights_5[int(4)] = MXFP4Eights_load_0(even_2, _S74, _S78);
-    eights_5[int(5)] = MXFP4Eights_load_0(odd_2, _S75, _S78);
-    eights_5[int(6)] = MXFP4Eights_load_0(even_2, _S76, _S78);
-    eights_5[int(7)] = MXFP4Eights_load_0(odd_2, _S77, _S78);
+    uint _S77 = i_9 + step_5;
+    eights_5[int(4)] = MXFP4Eights_load_0(even_2, _S73, _S77);
+    eights_5[int(5)] = MXFP4Eights_load_0(odd_2, _S74, _S77);
+    eights_5[int(6)] = MXFP4Eights_load_0(even_2, _S75, _S77);
+    eights_5[int(7)] = MXFP4Eights_load_0(odd_2, _S76, _S77);
     return eights_5;
 }
 
 void add_products_3(Products_1 thread* products_3, const array<MXFP4Eights_Eight_0, int(4)> thread* eights_6, packed_float4 device* x_3, uint x_offset_3, packed_float4 device* norm_3, uint norm_offset_3, uint i_10, uint step_6)
 {
-    uint2 _S79 = MXFP4Eights_places_0(i_10);
-    uint _S80 = _S79.x;
-    float4 _S81 = float4(*(x_3+(x_offset_3 + _S80))) ;
-    uint _S82 = _S79.y;
-    float4 _S83 = float4(*(x_3+(x_offset_3 + _S82))) ;
-    products_3->squares_0 = products_3->squares_0 + (dot(_S81, _S81) + dot(_S83, _S83));
-    float4 a_8 = _S81 * float4(*(norm_3+(norm_offset_3 + _S80))) ;
-    float4 b_8 = _S83 * float4(*(norm_3+(norm_offset_3 + _S82))) ;
-    float _S84 = MXFP4Eights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
-    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S84;
-    float _S85 = MXFP4Eights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
-    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S85;
-    float _S86 = MXFP4Eights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
-    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S86;
-    float _S87 = MXFP4Eights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
-    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S87;
+    uint2 _S78 = MXFP4Eights_places_0(i_10);
+    uint _S79 = _S78.x;
+    float4 _S80 = float4(*(x_3+(x_offset_3 + _S79))) ;
+    uint _S81 = _S78.y;
+    float4 _S82 = float4(*(x_3+(x_offset_3 + _S81))) ;
+    products_3->squares_0 = products_3->squares_0 + (dot(_S80, _S80) + dot(_S82, _S82));
+    float4 a_8 = _S80 * float4(*(norm_3+(norm_offset_3 + _S79))) ;
+    float4 b_8 = _S82 * float4(*(norm_3+(norm_offset_3 + _S81))) ;
+    float _S83 = MXFP4Eights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S83;
+    float _S84 = MXFP4Eights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S84;
+    float _S85 = MXFP4Eights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S85;
+    float _S86 = MXFP4Eights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S86;
     return;
 }
 
@@ -289,31 +293,31 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint
     (&products_4)->squares_0 = 0.0;
     (&products_4)->sums_0[int(0)] = 0.0;
     (&products_4)->sums_0[int(1)] = 0.0;
-    uint _S88 = k_0 / 8U;
+    uint _S87 = k_0 / 8U;
     uint i_12;
-    if((first_1 + 3U * step_8) < _S88)
+    if((first_1 + 3U * step_8) < _S87)
     {
-        array<MXFP4Eights_Eight_0, int(8)> _S89 = load_eights_0(begins_4, even_4, odd_4, first_1, step_8);
+        array<MXFP4Eights_Eight_0, int(8)> _S88 = load_eights_0(begins_4, even_4, odd_4, first_1, step_8);
         i_12 = first_1;
-        array<MXFP4Eights_Eight_0, int(8)> loaded_0 = _S89;
+        array<MXFP4Eights_Eight_0, int(8)> loaded_0 = _S88;
         for(;;)
         {
-            if((i_12 + 7U * step_8) < _S88)
+            if((i_12 + 7U * step_8) < _S87)
             {
             }
             else
             {
                 break;
             }
-            uint _S90 = i_12 + 4U * step_8;
-            array<MXFP4Eights_Eight_0, int(8)> _S91 = load_eights_0(begins_4, even_4, odd_4, _S90, step_8);
-            thread array<MXFP4Eights_Eight_0, int(8)> _S92 = loaded_0;
-            add_products_0(&products_4, &_S92, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
-            i_12 = _S90;
-            loaded_0 = _S91;
+            uint _S89 = i_12 + 4U * step_8;
+            array<MXFP4Eights_Eight_0, int(8)> _S90 = load_eights_0(begins_4, even_4, odd_4, _S89, step_8);
+            thread array<MXFP4Eights_Eight_0, int(8)> _S91 = loaded_0;
+            add_products_0(&products_4, &_S91, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+            i_12 = _S89;
+            loaded_0 = _S90;
         }
-        thread array<MXFP4Eights_Eight_0, int(8)> _S93 = loaded_0;
-        add_products_0(&products_4, &_S93, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        thread array<MXFP4Eights_Eight_0, int(8)> _S92 = loaded_0;
+        add_products_0(&products_4, &_S92, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
         i_12 = i_12 + 4U * step_8;
     }
     else
@@ -322,16 +326,16 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint
     }
     for(;;)
     {
-        if(i_12 < _S88)
+        if(i_12 < _S87)
         {
         }
         else
         {
             break;
         }
-        array<MXFP4Eights_Eight_0, int(2)> _S94 = load_eights_1(begins_4, even_4, odd_4, i_12, step_8);
-        thread array<MXFP4Eights_Eight_0, int(2)> _S95 = _S94;
-        add_products_1(&products_4, &_S95, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        array<MXFP4Eights_Eight_0, int(2)> _S93 = load_eights_1(begins_4, even_4, odd_4, i_12, step_8);
+        thread array<MXFP4Eights_Eight_0, int(2)> _S94 = _S93;
+        add_products_1(&products_4, &_S94, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
         i_12 = i_12 + step_8;
     }
     return products_4;
@@ -339,17 +343,17 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint
 
 float subgroup_sum_0(float value_0)
 {
-    float _S96 = simd_sum(value_0);
-    return _S96;
+    float _S95 = simd_sum(value_0);
+    return _S95;
 }
 
 array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_1)
 {
     thread array<float, int(2)> result_0;
-    float _S97 = subgroup_sum_0((*values_1)[int(0)]);
-    result_0[int(0)] = _S97;
-    float _S98 = subgroup_sum_0((*values_1)[int(1)]);
-    result_0[int(1)] = _S98;
+    float _S96 = subgroup_sum_0((*values_1)[int(0)]);
+    result_0[int(0)] = _S96;
+    float _S97 = subgroup_sum_0((*values_1)[int(1)]);
+    result_0[int(1)] = _S97;
     return result_0;
 }
 
@@ -367,7 +371,7 @@ array<uint, int(1)> begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint
 
 float chosen_1(const array<float, int(2)> thread* values_2, uint number_1)
 {
-    float _S99 = (*values_2)[int(0)];
+    float _S98 = (*values_2)[int(0)];
     float result_1;
     if(number_1 == 1U)
     {
@@ -375,7 +379,7 @@ float chosen_1(const array<float, int(2)> thread* values_2, uint number_1)
     }
     else
     {
-        result_1 = _S99;
+        result_1 = _S98;
     }
     return result_1;
 }
@@ -388,31 +392,31 @@ Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint
     (&products_5)->sums_0[int(1)] = 0.0;
     (&products_5)->sums_0[int(2)] = 0.0;
     (&products_5)->sums_0[int(3)] = 0.0;
-    uint _S100 = k_3 / 8U;
+    uint _S99 = k_3 / 8U;
     uint i_13;
-    if((first_3 + step_9) < _S100)
+    if((first_3 + step_9) < _S99)
     {
-        array<MXFP4Eights_Eight_0, int(8)> _S101 = load_eights_2(begins_6, even_5, odd_5, first_3, step_9);
+        array<MXFP4Eights_Eight_0, int(8)> _S100 = load_eights_2(begins_6, even_5, odd_5, first_3, step_9);
         i_13 = first_3;
-        array<MXFP4Eights_Eight_0, int(8)> loaded_1 = _S101;
+        array<MXFP4Eights_Eight_0, int(8)> loaded_1 = _S100;
         for(;;)
         {
-            if((i_13 + 3U * step_9) < _S100)
+            if((i_13 + 3U * step_9) < _S99)
             {
             }
             else
             {
                 break;
             }
-            uint _S102 = i_13 + 2U * step_9;
-            array<MXFP4Eights_Eight_0, int(8)> _S103 = load_eights_2(begins_6, even_5, odd_5, _S102, step_9);
-            thread array<MXFP4Eights_Eight_0, int(8)> _S104 = loaded_1;
-            add_products_2(&products_5, &_S104, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
-            i_13 = _S102;
-            loaded_1 = _S103;
+            uint _S101 = i_13 + 2U * step_9;
+            array<MXFP4Eights_Eight_0, int(8)> _S102 = load_eights_2(begins_6, even_5, odd_5, _S101, step_9);
+            thread array<MXFP4Eights_Eight_0, int(8)> _S103 = loaded_1;
+            add_products_2(&products_5, &_S103, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+            i_13 = _S101;
+            loaded_1 = _S102;
         }
-        thread array<MXFP4Eights_Eight_0, int(8)> _S105 = loaded_1;
-        add_products_2(&products_5, &_S105, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        thread array<MXFP4Eights_Eight_0, int(8)> _S104 = loaded_1;
+        add_products_2(&products_5, &_S104, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
         i_13 = i_13 + 2U * step_9;
     }
     else
@@ -421,16 +425,16 @@ Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint
     }
     for(;;)
     {
-        if(i_13 < _S100)
+        if(i_13 < _S99)
         {
         }
         else
         {
             break;
         }
-        array<MXFP4Eights_Eight_0, int(4)> _S106 = load_eights_3(begins_6, even_5, odd_5, i_13, step_9);
-        thread array<MXFP4Eights_Eight_0, int(4)> _S107 = _S106;
-        add_products_3(&products_5, &_S107, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        array<MXFP4Eights_Eight_0, int(4)> _S105 = load_eights_3(begins_6, even_5, odd_5, i_13, step_9);
+        thread array<MXFP4Eights_Eight_0, int(4)> _S106 = _S105;
+        add_products_3(&products_5, &_S106, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
         i_13 = i_13 + step_9;
     }
     return products_5;
@@ -439,23 +443,23 @@ Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint
 array<float, int(4)> subgroup_sums_1(const array<float, int(4)> thread* values_3)
 {
     thread array<float, int(4)> result_2;
-    float _S108 = subgroup_sum_0((*values_3)[int(0)]);
-    result_2[int(0)] = _S108;
-    float _S109 = subgroup_sum_0((*values_3)[int(1)]);
-    result_2[int(1)] = _S109;
-    float _S110 = subgroup_sum_0((*values_3)[int(2)]);
-    result_2[int(2)] = _S110;
-    float _S111 = subgroup_sum_0((*values_3)[int(3)]);
-    result_2[int(3)] = _S111;
+    float _S107 = subgroup_sum_0((*values_3)[int(0)]);
+    result_2[int(0)] = _S107;
+    float _S108 = subgroup_sum_0((*values_3)[int(1)]);
+    result_2[int(1)] = _S108;
+    float _S109 = subgroup_sum_0((*values_3)[int(2)]);
+    result_2[int(2)] = _S109;
+    float _S110 = subgroup_sum_0((*values_3)[int(3)]);
+    result_2[int(3)] = _S110;
     return result_2;
 }
 
 array<uint, int(2)> begins_of_rows_1(uint offset_3, uint k_4, uint first_4, uint n_1)
 {
     thread array<uint, int(2)> begins_7;
-    uint _S112 = n_1 - 1U;
-    begins_7[int(0)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4, _S112));
-    begins_7[int(1)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4 + 1U, _S112));
+    uint _S111 = n_1 - 1U;
+    begins_7[int(0)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4, _S111));
+    begins_7[int(1)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4 + 1U, _S111));
     return begins_7;
 }
 
@@ -487,8 +491,8 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     packed_float4 device* entryPointParams_norm_0;
     float device* entryPointParams_result_0;
+    uint _S112;
     uint _S113;
-    uint _S114;
 };
 
 uint group_number_0(uint3 group_0)
@@ -498,30 +502,30 @@ uint group_number_0(uint3 group_0)
 
 float activated_0(float z_0, uint activation_1)
 {
-    float _S115;
+    float _S114;
     if(activation_1 == 1U)
     {
-        _S115 = 1.59576916694641113 * z_0 * (1.0 + 0.04471499845385551 * z_0 * z_0);
+        _S114 = 1.59576916694641113 * z_0 * (1.0 + 0.04471499845385551 * z_0 * z_0);
     }
     else
     {
-        _S115 = z_0;
+        _S114 = z_0;
     }
-    return z_0 / (1.0 + exp(- _S115));
+    return z_0 / (1.0 + exp(- _S114));
 }
 
 void gated_gemv_0(uint3 group_1, uint thread_0, uint device* gate_0, uint device* up_0, packed_float4 device* x_6, packed_float4 device* norm_6, float device* result_3, const GatedGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
+    uint _S115 = kernelContext_0->_S112;
     uint _S116 = kernelContext_0->_S113;
-    uint _S117 = kernelContext_0->_S114;
-    uint _S118 = 128U / kernelContext_0->_S114;
-    uint _S119 = p_1->groups_0 * _S118;
-    uint _S120 = group_number_0(group_1) * _S118;
-    uint _S121 = thread_0 / _S117;
-    uint first_5 = _S120 + _S121;
+    uint _S117 = 128U / kernelContext_0->_S113;
+    uint _S118 = p_1->groups_0 * _S117;
+    uint _S119 = group_number_0(group_1) * _S117;
+    uint _S120 = thread_0 / _S116;
+    uint first_5 = _S119 + _S120;
     for(;;)
     {
-        uint _S122 = p_1->n_2;
+        uint _S121 = p_1->n_2;
         if(first_5 < (p_1->n_2))
         {
         }
@@ -529,53 +533,53 @@ void gated_gemv_0(uint3 group_1, uint thread_0, uint device* gate_0, uint device
         {
             break;
         }
-        uint _S123 = p_1->k_5;
-        array<uint, int(1)> _S124 = begins_of_rows_0(p_1->gate_offset_0, p_1->k_5, first_5, _S122);
-        array<uint, int(1)> _S125 = begins_of_rows_0(p_1->up_offset_0, p_1->k_5, first_5, _S122);
+        uint _S122 = p_1->k_5;
+        array<uint, int(1)> _S123 = begins_of_rows_0(p_1->gate_offset_0, p_1->k_5, first_5, _S121);
+        array<uint, int(1)> _S124 = begins_of_rows_0(p_1->up_offset_0, p_1->k_5, first_5, _S121);
         thread array<uint, int(2)> begins_8;
-        begins_8[int(0)] = _S124[int(0)];
-        begins_8[int(1)] = _S125[int(0)];
-        thread array<uint, int(2)> _S126 = begins_8;
-        Products_0 _S127 = products_of_thread_0(&_S126, gate_0, up_0, _S123, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S116, _S117);
-        float _S128 = subgroup_sum_0(_S127.squares_0);
-        float _S129 = 1.0 / sqrt(_S128 / float(_S123) + p_1->eps_0);
-        thread array<float, int(2)> _S130 = _S127.sums_0;
-        array<float, int(2)> _S131 = subgroup_sums_0(&_S130);
+        begins_8[int(0)] = _S123[int(0)];
+        begins_8[int(1)] = _S124[int(0)];
+        thread array<uint, int(2)> _S125 = begins_8;
+        Products_0 _S126 = products_of_thread_0(&_S125, gate_0, up_0, _S122, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S115, _S116);
+        float _S127 = subgroup_sum_0(_S126.squares_0);
+        float _S128 = 1.0 / sqrt(_S127 / float(_S122) + p_1->eps_0);
+        thread array<float, int(2)> _S129 = _S126.sums_0;
+        array<float, int(2)> _S130 = subgroup_sums_0(&_S129);
         thread array<float, int(1)> results_0;
-        results_0[int(0)] = activated_0(_S131[int(0)] * _S129, p_1->activation_0) * (_S131[int(1)] * _S129);
-        uint _S132 = first_5 + _S116;
-        thread array<float, int(1)> _S133 = results_0;
-        float _S134 = chosen_0(&_S133, _S116);
-        bool _S135;
-        if(_S116 < 1U)
+        results_0[int(0)] = activated_0(_S130[int(0)] * _S128, p_1->activation_0) * (_S130[int(1)] * _S128);
+        uint _S131 = first_5 + _S115;
+        thread array<float, int(1)> _S132 = results_0;
+        float _S133 = chosen_0(&_S132, _S115);
+        bool _S134;
+        if(_S115 < 1U)
         {
-            _S135 = _S132 < _S122;
+            _S134 = _S131 < _S121;
         }
         else
         {
-            _S135 = false;
+            _S134 = false;
         }
-        if(_S135)
+        if(_S134)
         {
-            *(result_3+(p_1->out_offset_0 + _S132)) = _S134;
+            *(result_3+(p_1->out_offset_0 + _S131)) = _S133;
         }
-        first_5 = first_5 + _S119;
+        first_5 = first_5 + _S118;
     }
     return;
 }
 
 void gated_gemv_1(uint3 group_2, uint thread_1, uint device* gate_1, uint device* up_1, packed_float4 device* x_7, packed_float4 device* norm_7, float device* result_4, const GatedGemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_1)
 {
+    uint _S135 = kernelContext_1->_S112;
     uint _S136 = kernelContext_1->_S113;
-    uint _S137 = kernelContext_1->_S114;
-    uint _S138 = 128U / kernelContext_1->_S114;
-    uint _S139 = p_2->groups_0 * _S138 * 2U;
-    uint _S140 = group_number_0(group_2) * _S138;
-    uint _S141 = thread_1 / _S137;
-    uint first_6 = (_S140 + _S141) * 2U;
+    uint _S137 = 128U / kernelContext_1->_S113;
+    uint _S138 = p_2->groups_0 * _S137 * 2U;
+    uint _S139 = group_number_0(group_2) * _S137;
+    uint _S140 = thread_1 / _S136;
+    uint first_6 = (_S139 + _S140) * 2U;
     for(;;)
     {
-        uint _S142 = p_2->n_2;
+        uint _S141 = p_2->n_2;
         if(first_6 < (p_2->n_2))
         {
         }
@@ -583,40 +587,40 @@ void gated_gemv_1(uint3 group_2, uint thread_1, uint device* gate_1, uint device
         {
             break;
         }
-        uint _S143 = p_2->k_5;
-        array<uint, int(2)> _S144 = begins_of_rows_1(p_2->gate_offset_0, p_2->k_5, first_6, _S142);
-        array<uint, int(2)> _S145 = begins_of_rows_1(p_2->up_offset_0, p_2->k_5, first_6, _S142);
+        uint _S142 = p_2->k_5;
+        array<uint, int(2)> _S143 = begins_of_rows_1(p_2->gate_offset_0, p_2->k_5, first_6, _S141);
+        array<uint, int(2)> _S144 = begins_of_rows_1(p_2->up_offset_0, p_2->k_5, first_6, _S141);
         thread array<uint, int(4)> begins_9;
-        begins_9[int(0)] = _S144[int(0)];
-        begins_9[int(1)] = _S145[int(0)];
-        begins_9[int(2)] = _S144[int(1)];
-        begins_9[int(3)] = _S145[int(1)];
-        thread array<uint, int(4)> _S146 = begins_9;
-        Products_1 _S147 = products_of_thread_1(&_S146, gate_1, up_1, _S143, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S136, _S137);
-        float _S148 = subgroup_sum_0(_S147.squares_0);
-        float _S149 = 1.0 / sqrt(_S148 / float(_S143) + p_2->eps_0);
-        thread array<float, int(4)> _S150 = _S147.sums_0;
-        array<float, int(4)> _S151 = subgroup_sums_1(&_S150);
+        begins_9[int(0)] = _S143[int(0)];
+        begins_9[int(1)] = _S144[int(0)];
+        begins_9[int(2)] = _S143[int(1)];
+        begins_9[int(3)] = _S144[int(1)];
+        thread array<uint, int(4)> _S145 = begins_9;
+        Products_1 _S146 = products_of_thread_1(&_S145, gate_1, up_1, _S142, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S135, _S136);
+        float _S147 = subgroup_sum_0(_S146.squares_0);
+        float _S148 = 1.0 / sqrt(_S147 / float(_S142) + p_2->eps_0);
+        thread array<float, int(4)> _S149 = _S146.sums_0;
+        array<float, int(4)> _S150 = subgroup_sums_1(&_S149);
         thread array<float, int(2)> results_1;
-        results_1[int(0)] = activated_0(_S151[int(0)] * _S149, p_2->activation_0) * (_S151[int(1)] * _S149);
-        results_1[int(1)] = activated_0(_S151[int(2)] * _S149, p_2->activation_0) * (_S151[int(3)] * _S149);
-        uint _S152 = first_6 + _S136;
-        thread array<float, int(2)> _S153 = results_1;
-        float _S154 = chosen_1(&_S153, _S136);
-        bool _S155;
-        if(_S136 < 2U)
+        results_1[int(0)] = activated_0(_S150[int(0)] * _S148, p_2->activation_0) * (_S150[int(1)] * _S148);
+        results_1[int(1)] = activated_0(_S150[int(2)] * _S148, p_2->activation_0) * (_S150[int(3)] * _S148);
+        uint _S151 = first_6 + _S135;
+        thread array<float, int(2)> _S152 = results_1;
+        float _S153 = chosen_1(&_S152, _S135);
+        bool _S154;
+        if(_S135 < 2U)
         {
-            _S155 = _S152 < _S142;
+            _S154 = _S151 < _S141;
         }
         else
         {
-            _S155 = false;
+            _S154 = false;
         }
-        if(_S155)
+        if(_S154)
         {
-            *(result_4+(p_2->out_offset_0 + _S152)) = _S154;
+            *(result_4+(p_2->out_offset_0 + _S151)) = _S153;
         }
-        first_6 = first_6 + _S139;
+        first_6 = first_6 + _S138;
     }
     return;
 }
@@ -631,8 +635,8 @@ void gated_gemv_1(uint3 group_2, uint thread_1, uint device* gate_1, uint device
     (&kernelContext_2)->entryPointParams_norm_0 = entryPointParams_norm_1;
     (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S113 = _builtinWaveLaneIndex_0;
-    (&kernelContext_2)->_S114 = _builtinWaveLaneCount_0;
+    (&kernelContext_2)->_S112 = _builtinWaveLaneIndex_0;
+    (&kernelContext_2)->_S113 = _builtinWaveLaneCount_0;
     if((entryPointParams_1->p_0.wide_0) != 0U)
     {
         gated_gemv_1(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_gate_0, (&kernelContext_2)->entryPointParams_up_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);

@@ -75,73 +75,77 @@ void add_products_0(Products_0 thread* products_0, const array<MXFP4Eights_Eight
     return;
 }
 
-uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+uint low_after_shift_0(uint low_0, uint high_0, uint shift_0)
 {
-    uint _S19 = byte_0 % 4U * 8U;
-    uint _S20;
-    if(_S19 == 0U)
+    uint _S19;
+    if(shift_0 == 0U)
     {
-        _S20 = first_0;
+        _S19 = low_0;
     }
     else
     {
-        _S20 = (first_0 >> _S19) | (second_0 << (32U - _S19));
+        _S19 = (low_0 >> shift_0) | (high_0 << (32U - shift_0));
     }
-    return _S20;
+    return _S19;
+}
+
+uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+{
+    return low_after_shift_0(first_0, second_0, byte_0 % 4U * 8U);
 }
 
 float fp4_scale_0(uint device* words_0, uint offset_0, uint byte_1)
 {
-    uint _S21 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
-    uint _S22;
-    if(_S21 < 2U)
+    uint _S20 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
+    uint _S21;
+    if(_S20 < 2U)
     {
-        _S22 = uint(int(2097152) << _S21);
+        _S21 = uint(int(2097152) << _S20);
     }
     else
     {
-        _S22 = (_S21 - 1U) << 23U;
+        _S21 = (_S20 - 1U) << 23U;
     }
-    return (as_type<float>((_S22)));
+    return (as_type<float>((_S21)));
 }
 
 MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
 {
-    thread MXFP4Eights_Eight_0 _S23;
-    (&_S23)->q_0 = q_1;
-    (&_S23)->scale_0 = scale_1;
-    return _S23;
+    thread MXFP4Eights_Eight_0 _S22;
+    (&_S22)->q_0 = q_1;
+    (&_S22)->scale_0 = scale_1;
+    return _S22;
 }
 
 MXFP4Eights_Eight_0 MXFP4Eights_load_0(uint device* weight_0, uint begin_0, uint i_4)
 {
-    uint _S24 = begin_0 + i_4 / 4U * 17U;
-    uint _S25 = _S24 + 1U + i_4 % 4U * 4U;
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S25, weight_0[_S25 / 4U], weight_0[_S25 / 4U + min(_S25 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S24));
+    uint _S23 = begin_0 + i_4 / 4U * 17U;
+    uint _S24 = _S23 + 1U + i_4 % 4U * 4U;
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S24, weight_0[_S24 / 4U], weight_0[_S24 / 4U + min(_S24 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S23));
 }
 
 array<MXFP4Eights_Eight_0, int(4)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_5, uint step_1)
 {
     thread array<MXFP4Eights_Eight_0, int(4)> eights_1;
-    uint _S26 = (*begins_0)[int(0)];
+    uint _S25 = (*begins_0)[int(0)];
     eights_1[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S27 = (*begins_0)[int(1)];
+    uint _S26 = (*begins_0)[int(1)];
     eights_1[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S28 = i_5 + step_1;
-    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S26, _S28);
-    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S27, _S28);
+    uint _S27 = i_5 + step_1;
+    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S25, _S27);
+    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S26, _S27);
     return eights_1;
 }
 
 void add_products_1(Products_0 thread* products_1, const array<MXFP4Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    uint2 _S29 = MXFP4Eights_places_0(i_6);
-    float4 _S30 = float4(*(x_1+(x_offset_1 + _S29.x))) ;
-    float4 _S31 = float4(*(x_1+(x_offset_1 + _S29.y))) ;
-    float _S32 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_6, _S30, _S31);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S32;
-    float _S33 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_6, _S30, _S31);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S33;
+    uint2 _S28 = MXFP4Eights_places_0(i_6);
+    float4 _S29 = float4(*(x_1+(x_offset_1 + _S28.x))) ;
+    float4 _S30 = float4(*(x_1+(x_offset_1 + _S28.y))) ;
+    float _S31 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_6, _S29, _S30);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S31;
+    float _S32 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_6, _S29, _S30);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S32;
     return;
 }
 
@@ -175,19 +179,19 @@ struct KernelContext_0
     uint device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
+    uint _S33;
     uint _S34;
-    uint _S35;
     array<float, int(128)> threadgroup* parts_0;
 };
 
 uint subgroup_width_0(KernelContext_0 thread* kernelContext_0)
 {
-    return kernelContext_0->_S34;
+    return kernelContext_0->_S33;
 }
 
 float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
-    float _S36 = (*values_1)[int(0)];
+    float _S35 = (*values_1)[int(0)];
     float result_1;
     if(number_0 == 1U)
     {
@@ -195,7 +199,7 @@ float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
     }
     else
     {
-        result_1 = _S36;
+        result_1 = _S35;
     }
     return result_1;
 }
@@ -203,16 +207,16 @@ float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_1)
 {
     uint wave_0;
-    uint _S37 = subgroup_width_0(kernelContext_1);
-    uint _S38 = 128U / _S37;
-    array<float, int(2)> _S39 = subgroup_sums_0(values_2);
-    if((kernelContext_1->_S35) < 2U)
+    uint _S36 = subgroup_width_0(kernelContext_1);
+    uint _S37 = 128U / _S36;
+    array<float, int(2)> _S38 = subgroup_sums_0(values_2);
+    if((kernelContext_1->_S34) < 2U)
     {
-        uint _S40 = subgroup_width_0(kernelContext_1);
-        uint _S41 = thread_0 / _S40;
-        thread array<float, int(2)> _S42 = _S39;
-        float _S43 = chosen_0(&_S42, kernelContext_1->_S35);
-        (*kernelContext_1->parts_0)[_S41 * 2U + kernelContext_1->_S35] = _S43;
+        uint _S39 = subgroup_width_0(kernelContext_1);
+        uint _S40 = thread_0 / _S39;
+        thread array<float, int(2)> _S41 = _S38;
+        float _S42 = chosen_0(&_S41, kernelContext_1->_S34);
+        (*kernelContext_1->parts_0)[_S40 * 2U + kernelContext_1->_S34] = _S42;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread array<float, int(2)> result_2;
@@ -226,7 +230,7 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S38)
+                    if(wave_0 < _S37)
                     {
                     }
                     else
@@ -248,7 +252,7 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S38)
+                    if(wave_0 < _S37)
                     {
                     }
                     else
@@ -274,31 +278,31 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S44 = k_1 / 8U;
+    uint _S43 = k_1 / 8U;
     uint i_8;
-    if((first_1 + step_4) < _S44)
+    if((first_1 + step_4) < _S43)
     {
-        array<MXFP4Eights_Eight_0, int(4)> _S45 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
+        array<MXFP4Eights_Eight_0, int(4)> _S44 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
         i_8 = first_1;
-        array<MXFP4Eights_Eight_0, int(4)> loaded_0 = _S45;
+        array<MXFP4Eights_Eight_0, int(4)> loaded_0 = _S44;
         for(;;)
         {
-            if((i_8 + 3U * step_4) < _S44)
+            if((i_8 + 3U * step_4) < _S43)
             {
             }
             else
             {
                 break;
             }
-            uint _S46 = i_8 + 2U * step_4;
-            array<MXFP4Eights_Eight_0, int(4)> _S47 = load_eights_0(begins_2, even_2, odd_2, _S46, step_4);
-            thread array<MXFP4Eights_Eight_0, int(4)> _S48 = loaded_0;
-            add_products_0(&products_2, &_S48, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
-            i_8 = _S46;
-            loaded_0 = _S47;
+            uint _S45 = i_8 + 2U * step_4;
+            array<MXFP4Eights_Eight_0, int(4)> _S46 = load_eights_0(begins_2, even_2, odd_2, _S45, step_4);
+            thread array<MXFP4Eights_Eight_0, int(4)> _S47 = loaded_0;
+            add_products_0(&products_2, &_S47, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S45;
+            loaded_0 = _S46;
         }
-        thread array<MXFP4Eights_Eight_0, int(4)> _S49 = loaded_0;
-        add_products_0(&products_2, &_S49, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+        thread array<MXFP4Eights_Eight_0, int(4)> _S48 = loaded_0;
+        add_products_0(&products_2, &_S48, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + 2U * step_4;
     }
     else
@@ -307,16 +311,16 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     }
     for(;;)
     {
-        if(i_8 < _S44)
+        if(i_8 < _S43)
         {
         }
         else
         {
             break;
         }
-        array<MXFP4Eights_Eight_0, int(2)> _S50 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
-        thread array<MXFP4Eights_Eight_0, int(2)> _S51 = _S50;
-        add_products_1(&products_2, &_S51, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+        array<MXFP4Eights_Eight_0, int(2)> _S49 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
+        thread array<MXFP4Eights_Eight_0, int(2)> _S50 = _S49;
+        add_products_1(&products_2, &_S50, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + step_4;
     }
     return products_2;
@@ -330,9 +334,9 @@ uint MXFP4Eights_begin_0(uint offset_1, uint k_2, uint row_0)
 array<uint, int(2)> begins_of_rows_0(uint offset_2, uint k_3, uint first_2, uint n_1)
 {
     thread array<uint, int(2)> begins_3;
-    uint _S52 = n_1 - 1U;
-    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_2, _S52));
-    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_2 + 1U, _S52));
+    uint _S51 = n_1 - 1U;
+    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_2, _S51));
+    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_2 + 1U, _S51));
     return begins_3;
 }
 
@@ -346,7 +350,7 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
     uint first_3 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S53 = p_1->n_0;
+        uint _S52 = p_1->n_0;
         if(first_3 < (p_1->n_0))
         {
         }
@@ -354,44 +358,44 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
         {
             break;
         }
-        uint _S54 = first_3 + thread_1;
-        bool _S55;
+        uint _S53 = first_3 + thread_1;
+        bool _S54;
         if(thread_1 < 2U)
         {
-            _S55 = _S54 < _S53;
+            _S54 = _S53 < _S52;
+        }
+        else
+        {
+            _S54 = false;
+        }
+        bool _S55;
+        if(_S54)
+        {
+            _S55 = (p_1->accumulate_0) != 0U;
         }
         else
         {
             _S55 = false;
         }
-        bool _S56;
+        float sum_0;
         if(_S55)
         {
-            _S56 = (p_1->accumulate_0) != 0U;
-        }
-        else
-        {
-            _S56 = false;
-        }
-        float sum_0;
-        if(_S56)
-        {
-            sum_0 = *(result_3+(p_1->out_offset_0 + _S54));
+            sum_0 = *(result_3+(p_1->out_offset_0 + _S53));
         }
         else
         {
             sum_0 = 0.0;
         }
-        thread array<uint, int(2)> _S57 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_3, _S53);
-        Products_0 _S58 = products_of_thread_0(&_S57, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
-        thread array<float, int(2)> _S59 = _S58.sums_0;
-        array<float, int(2)> _S60 = group_sums_0(&_S59, thread_1, kernelContext_2);
-        thread array<float, int(2)> _S61 = _S60;
-        float _S62 = chosen_0(&_S61, thread_1);
-        float sum_1 = sum_0 + _S62;
-        if(_S55)
+        thread array<uint, int(2)> _S56 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_3, _S52);
+        Products_0 _S57 = products_of_thread_0(&_S56, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S58 = _S57.sums_0;
+        array<float, int(2)> _S59 = group_sums_0(&_S58, thread_1, kernelContext_2);
+        thread array<float, int(2)> _S60 = _S59;
+        float _S61 = chosen_0(&_S60, thread_1);
+        float sum_1 = sum_0 + _S61;
+        if(_S54)
         {
-            *(result_3+(p_1->out_offset_0 + _S54)) = sum_1;
+            *(result_3+(p_1->out_offset_0 + _S53)) = sum_1;
         }
         first_3 = first_3 + p_1->groups_0 * 2U;
     }
@@ -408,8 +412,8 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
     threadgroup array<float, int(128)> parts_1;
     (&kernelContext_3)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S34 = _builtinWaveLaneCount_0;
-    (&kernelContext_3)->_S35 = _builtinWaveLaneIndex_0;
+    (&kernelContext_3)->_S33 = _builtinWaveLaneCount_0;
+    (&kernelContext_3)->_S34 = _builtinWaveLaneIndex_0;
     gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

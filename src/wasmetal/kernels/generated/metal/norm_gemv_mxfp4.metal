@@ -95,84 +95,88 @@ void add_products_0(Products_0 thread* products_0, const array<MXFP4Eights_Eight
     return;
 }
 
-uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+uint low_after_shift_0(uint low_0, uint high_0, uint shift_0)
 {
-    uint _S36 = byte_0 % 4U * 8U;
-    uint _S37;
-    if(_S36 == 0U)
+    uint _S36;
+    if(shift_0 == 0U)
     {
-        _S37 = first_0;
+        _S36 = low_0;
     }
     else
     {
-        _S37 = (first_0 >> _S36) | (second_0 << (32U - _S36));
+        _S36 = (low_0 >> shift_0) | (high_0 << (32U - shift_0));
     }
-    return _S37;
+    return _S36;
+}
+
+uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+{
+    return low_after_shift_0(first_0, second_0, byte_0 % 4U * 8U);
 }
 
 float fp4_scale_0(uint device* words_0, uint offset_0, uint byte_1)
 {
-    uint _S38 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
-    uint _S39;
-    if(_S38 < 2U)
+    uint _S37 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
+    uint _S38;
+    if(_S37 < 2U)
     {
-        _S39 = uint(int(2097152) << _S38);
+        _S38 = uint(int(2097152) << _S37);
     }
     else
     {
-        _S39 = (_S38 - 1U) << 23U;
+        _S38 = (_S37 - 1U) << 23U;
     }
-    return (as_type<float>((_S39)));
+    return (as_type<float>((_S38)));
 }
 
 MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
 {
-    thread MXFP4Eights_Eight_0 _S40;
-    (&_S40)->q_0 = q_1;
-    (&_S40)->scale_0 = scale_1;
-    return _S40;
+    thread MXFP4Eights_Eight_0 _S39;
+    (&_S39)->q_0 = q_1;
+    (&_S39)->scale_0 = scale_1;
+    return _S39;
 }
 
 MXFP4Eights_Eight_0 MXFP4Eights_load_0(uint device* weight_0, uint begin_0, uint i_4)
 {
-    uint _S41 = begin_0 + i_4 / 4U * 17U;
-    uint _S42 = _S41 + 1U + i_4 % 4U * 4U;
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S42, weight_0[_S42 / 4U], weight_0[_S42 / 4U + min(_S42 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S41));
+    uint _S40 = begin_0 + i_4 / 4U * 17U;
+    uint _S41 = _S40 + 1U + i_4 % 4U * 4U;
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S41, weight_0[_S41 / 4U], weight_0[_S41 / 4U + min(_S41 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S40));
 }
 
 array<MXFP4Eights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_5, uint step_1)
 {
     thread array<MXFP4Eights_Eight_0, int(8)> eights_1;
-    uint _S43 = (*begins_0)[int(0)];
+    uint _S42 = (*begins_0)[int(0)];
     eights_1[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S44 = (*begins_0)[int(1)];
+    uint _S43 = (*begins_0)[int(1)];
     eights_1[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S45 = i_5 + step_1;
-    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S43, _S45);
-    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S44, _S45);
-    uint _S46 = i_5 + 2U * step_1;
-    eights_1[int(4)] = MXFP4Eights_load_0(even_0, _S43, _S46);
-    eights_1[int(5)] = MXFP4Eights_load_0(odd_0, _S44, _S46);
-    uint _S47 = i_5 + 3U * step_1;
-    eights_1[int(6)] = MXFP4Eights_load_0(even_0, _S43, _S47);
-    eights_1[int(7)] = MXFP4Eights_load_0(odd_0, _S44, _S47);
+    uint _S44 = i_5 + step_1;
+    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S42, _S44);
+    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S43, _S44);
+    uint _S45 = i_5 + 2U * step_1;
+    eights_1[int(4)] = MXFP4Eights_load_0(even_0, _S42, _S45);
+    eights_1[int(5)] = MXFP4Eights_load_0(odd_0, _S43, _S45);
+    uint _S46 = i_5 + 3U * step_1;
+    eights_1[int(6)] = MXFP4Eights_load_0(even_0, _S42, _S46);
+    eights_1[int(7)] = MXFP4Eights_load_0(odd_0, _S43, _S46);
     return eights_1;
 }
 
 void add_products_1(Products_0 thread* products_1, const array<MXFP4Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    uint2 _S48 = MXFP4Eights_places_0(i_6);
-    uint _S49 = _S48.x;
-    float4 _S50 = float4(*(x_1+(x_offset_1 + _S49))) ;
-    uint _S51 = _S48.y;
-    float4 _S52 = float4(*(x_1+(x_offset_1 + _S51))) ;
-    products_1->squares_0 = products_1->squares_0 + (dot(_S50, _S50) + dot(_S52, _S52));
-    float4 a_5 = _S50 * float4(*(norm_1+(norm_offset_1 + _S49))) ;
-    float4 b_5 = _S52 * float4(*(norm_1+(norm_offset_1 + _S51))) ;
-    float _S53 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S53;
-    float _S54 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S54;
+    uint2 _S47 = MXFP4Eights_places_0(i_6);
+    uint _S48 = _S47.x;
+    float4 _S49 = float4(*(x_1+(x_offset_1 + _S48))) ;
+    uint _S50 = _S47.y;
+    float4 _S51 = float4(*(x_1+(x_offset_1 + _S50))) ;
+    products_1->squares_0 = products_1->squares_0 + (dot(_S49, _S49) + dot(_S51, _S51));
+    float4 a_5 = _S49 * float4(*(norm_1+(norm_offset_1 + _S48))) ;
+    float4 b_5 = _S51 * float4(*(norm_1+(norm_offset_1 + _S50))) ;
+    float _S52 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S52;
+    float _S53 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S53;
     return;
 }
 
@@ -192,79 +196,79 @@ struct Products_1
 
 void add_products_2(Products_1 thread* products_2, const array<MXFP4Eights_Eight_0, int(8)> thread* eights_4, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint i_8, uint step_4)
 {
-    uint2 _S55 = MXFP4Eights_places_0(i_8);
-    uint _S56 = _S55.x;
-    float4 _S57 = float4(*(x_2+(x_offset_2 + _S56))) ;
-    uint _S58 = _S55.y;
-    float4 _S59 = float4(*(x_2+(x_offset_2 + _S58))) ;
-    products_2->squares_0 = products_2->squares_0 + (dot(_S57, _S57) + dot(_S59, _S59));
-    float4 a_6 = _S57 * float4(*(norm_2+(norm_offset_2 + _S56))) ;
-    float4 b_6 = _S59 * float4(*(norm_2+(norm_offset_2 + _S58))) ;
-    float _S60 = MXFP4Eights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
-    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S60;
-    float _S61 = MXFP4Eights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
-    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S61;
-    float _S62 = MXFP4Eights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
-    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S62;
-    float _S63 = MXFP4Eights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
-    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S63;
-    uint _S64 = i_8 + step_4;
-    uint2 _S65 = MXFP4Eights_places_0(_S64);
-    uint _S66 = _S65.x;
-    float4 _S67 = float4(*(x_2+(x_offset_2 + _S66))) ;
-    uint _S68 = _S65.y;
-    float4 _S69 = float4(*(x_2+(x_offset_2 + _S68))) ;
-    products_2->squares_0 = products_2->squares_0 + (dot(_S67, _S67) + dot(_S69, _S69));
-    float4 a_7 = _S67 * float4(*(norm_2+(norm_offset_2 + _S66))) ;
-    float4 b_7 = _S69 * float4(*(norm_2+(norm_offset_2 + _S68))) ;
-    float _S70 = MXFP4Eights_product_0(&(*eights_4)[int(4)], _S64, a_7, b_7);
-    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S70;
-    float _S71 = MXFP4Eights_product_0(&(*eights_4)[int(5)], _S64, a_7, b_7);
-    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S71;
-    float _S72 = MXFP4Eights_product_0(&(*eights_4)[int(6)], _S64, a_7, b_7);
-    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S72;
-    float _S73 = MXFP4Eights_product_0(&(*eights_4)[int(7)], _S64, a_7, b_7);
-    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S73;
+    uint2 _S54 = MXFP4Eights_places_0(i_8);
+    uint _S55 = _S54.x;
+    float4 _S56 = float4(*(x_2+(x_offset_2 + _S55))) ;
+    uint _S57 = _S54.y;
+    float4 _S58 = float4(*(x_2+(x_offset_2 + _S57))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S56, _S56) + dot(_S58, _S58));
+    float4 a_6 = _S56 * float4(*(norm_2+(norm_offset_2 + _S55))) ;
+    float4 b_6 = _S58 * float4(*(norm_2+(norm_offset_2 + _S57))) ;
+    float _S59 = MXFP4Eights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S59;
+    float _S60 = MXFP4Eights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S60;
+    float _S61 = MXFP4Eights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S61;
+    float _S62 = MXFP4Eights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S62;
+    uint _S63 = i_8 + step_4;
+    uint2 _S64 = MXFP4Eights_places_0(_S63);
+    uint _S65 = _S64.x;
+    float4 _S66 = float4(*(x_2+(x_offset_2 + _S65))) ;
+    uint _S67 = _S64.y;
+    float4 _S68 = float4(*(x_2+(x_offset_2 + _S67))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S66, _S66) + dot(_S68, _S68));
+    float4 a_7 = _S66 * float4(*(norm_2+(norm_offset_2 + _S65))) ;
+    float4 b_7 = _S68 * float4(*(norm_2+(norm_offset_2 + _S67))) ;
+    float _S69 = MXFP4Eights_product_0(&(*eights_4)[int(4)], _S63, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S69;
+    float _S70 = MXFP4Eights_product_0(&(*eights_4)[int(5)], _S63, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S70;
+    float _S71 = MXFP4Eights_product_0(&(*eights_4)[int(6)], _S63, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S71;
+    float _S72 = MXFP4Eights_product_0(&(*eights_4)[int(7)], _S63, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S72;
     return;
 }
 
 array<MXFP4Eights_Eight_0, int(8)> load_eights_2(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint i_9, uint step_5)
 {
     thread array<MXFP4Eights_Eight_0, int(8)> eights_5;
-    uint _S74 = (*begins_2)[int(0)];
+    uint _S73 = (*begins_2)[int(0)];
     eights_5[int(0)] = MXFP4Eights_load_0(even_2, (*begins_2)[int(0)], i_9);
-    uint _S75 = (*begins_2)[int(1)];
+    uint _S74 = (*begins_2)[int(1)];
     eights_5[int(1)] = MXFP4Eights_load_0(odd_2, (*begins_2)[int(1)], i_9);
-    uint _S76 = (*begins_2)[int(2)];
+    uint _S75 = (*begins_2)[int(2)];
     eights_5[int(2)] = MXFP4Eights_load_0(even_2, (*begins_2)[int(2)], i_9);
-    uint _S77 = (*begins_2)[int(3)];
+    uint _S76 = (*begins_2)[int(3)];
     eights_5[int(3)] = MXFP4Eights_load_0(odd_2, (*begins_2)[int(3)], i_9);
-    uint _S78 = i_9 + step_5;
-    eights_5[int(4)] = MXFP4Eights_load_0(even_2, _S74, _S78);
-    eights_5[int(5)] = MXFP4Eights_load_0(odd_2, _S75, _S78);
-    eights_5[int(6)] = MXFP4Eights_load_0(even_2, _S76, _S78);
-    eights_5[int(7)] = MXFP4Eights_load_0(odd_2, _S77, _S78);
+    uint _S77 = i_9 + step_5;
+    eights_5[int(4)] = MXFP4Eights_load_0(even_2, _S73, _S77);
+    eights_5[int(5)] = MXFP4Eights_load_0(odd_2, _S74, _S77);
+    eights_5[int(6)] = MXFP4Eights_load_0(even_2, _S75, _S77);
+    eights_5[int(7)] = MXFP4Eights_load_0(odd_2, _S76, _S77);
     return eights_5;
 }
 
 void add_products_3(Products_1 thread* products_3, const array<MXFP4Eights_Eight_0, int(4)> thread* eights_6, packed_float4 device* x_3, uint x_offset_3, packed_float4 device* norm_3, uint norm_offset_3, uint i_10, uint step_6)
 {
-    uint2 _S79 = MXFP4Eights_places_0(i_10);
-    uint _S80 = _S79.x;
-    float4 _S81 = float4(*(x_3+(x_offset_3 + _S80))) ;
-    uint _S82 = _S79.y;
-    float4 _S83 = float4(*(x_3+(x_offset_3 + _S82))) ;
-    products_3->squares_0 = products_3->squares_0 + (dot(_S81, _S81) + dot(_S83, _S83));
-    float4 a_8 = _S81 * float4(*(norm_3+(norm_offset_3 + _S80))) ;
-    float4 b_8 = _S83 * float4(*(norm_3+(norm_offset_3 + _S82))) ;
-    float _S84 = MXFP4Eights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
-    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S84;
-    float _S85 = MXFP4Eights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
-    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S85;
-    float _S86 = MXFP4Eights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
-    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S86;
-    float _S87 = MXFP4Eights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
-    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S87;
+    uint2 _S78 = MXFP4Eights_places_0(i_10);
+    uint _S79 = _S78.x;
+    float4 _S80 = float4(*(x_3+(x_offset_3 + _S79))) ;
+    uint _S81 = _S78.y;
+    float4 _S82 = float4(*(x_3+(x_offset_3 + _S81))) ;
+    products_3->squares_0 = products_3->squares_0 + (dot(_S80, _S80) + dot(_S82, _S82));
+    float4 a_8 = _S80 * float4(*(norm_3+(norm_offset_3 + _S79))) ;
+    float4 b_8 = _S82 * float4(*(norm_3+(norm_offset_3 + _S81))) ;
+    float _S83 = MXFP4Eights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S83;
+    float _S84 = MXFP4Eights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S84;
+    float _S85 = MXFP4Eights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S85;
+    float _S86 = MXFP4Eights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S86;
     return;
 }
 
@@ -280,23 +284,23 @@ array<MXFP4Eights_Eight_0, int(4)> load_eights_3(const array<uint, int(4)> threa
 
 float subgroup_sum_0(float value_0)
 {
-    float _S88 = simd_sum(value_0);
-    return _S88;
+    float _S87 = simd_sum(value_0);
+    return _S87;
 }
 
 array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
 {
     thread array<float, int(2)> result_0;
-    float _S89 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S89;
-    float _S90 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S90;
+    float _S88 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S88;
+    float _S89 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S89;
     return result_0;
 }
 
 float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
-    float _S91 = (*values_1)[int(0)];
+    float _S90 = (*values_1)[int(0)];
     float result_1;
     if(number_0 == 1U)
     {
@@ -304,7 +308,7 @@ float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
     }
     else
     {
-        result_1 = _S91;
+        result_1 = _S90;
     }
     return result_1;
 }
@@ -315,31 +319,31 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint
     (&products_4)->squares_0 = 0.0;
     (&products_4)->sums_0[int(0)] = 0.0;
     (&products_4)->sums_0[int(1)] = 0.0;
-    uint _S92 = k_0 / 8U;
+    uint _S91 = k_0 / 8U;
     uint i_12;
-    if((first_1 + 3U * step_8) < _S92)
+    if((first_1 + 3U * step_8) < _S91)
     {
-        array<MXFP4Eights_Eight_0, int(8)> _S93 = load_eights_0(begins_4, even_4, odd_4, first_1, step_8);
+        array<MXFP4Eights_Eight_0, int(8)> _S92 = load_eights_0(begins_4, even_4, odd_4, first_1, step_8);
         i_12 = first_1;
-        array<MXFP4Eights_Eight_0, int(8)> loaded_0 = _S93;
+        array<MXFP4Eights_Eight_0, int(8)> loaded_0 = _S92;
         for(;;)
         {
-            if((i_12 + 7U * step_8) < _S92)
+            if((i_12 + 7U * step_8) < _S91)
             {
             }
             else
             {
                 break;
             }
-            uint _S94 = i_12 + 4U * step_8;
-            array<MXFP4Eights_Eight_0, int(8)> _S95 = load_eights_0(begins_4, even_4, odd_4, _S94, step_8);
-            thread array<MXFP4Eights_Eight_0, int(8)> _S96 = loaded_0;
-            add_products_0(&products_4, &_S96, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
-            i_12 = _S94;
-            loaded_0 = _S95;
+            uint _S93 = i_12 + 4U * step_8;
+            array<MXFP4Eights_Eight_0, int(8)> _S94 = load_eights_0(begins_4, even_4, odd_4, _S93, step_8);
+            thread array<MXFP4Eights_Eight_0, int(8)> _S95 = loaded_0;
+            add_products_0(&products_4, &_S95, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+            i_12 = _S93;
+            loaded_0 = _S94;
         }
-        thread array<MXFP4Eights_Eight_0, int(8)> _S97 = loaded_0;
-        add_products_0(&products_4, &_S97, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        thread array<MXFP4Eights_Eight_0, int(8)> _S96 = loaded_0;
+        add_products_0(&products_4, &_S96, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
         i_12 = i_12 + 4U * step_8;
     }
     else
@@ -348,16 +352,16 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint
     }
     for(;;)
     {
-        if(i_12 < _S92)
+        if(i_12 < _S91)
         {
         }
         else
         {
             break;
         }
-        array<MXFP4Eights_Eight_0, int(2)> _S98 = load_eights_1(begins_4, even_4, odd_4, i_12, step_8);
-        thread array<MXFP4Eights_Eight_0, int(2)> _S99 = _S98;
-        add_products_1(&products_4, &_S99, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        array<MXFP4Eights_Eight_0, int(2)> _S97 = load_eights_1(begins_4, even_4, odd_4, i_12, step_8);
+        thread array<MXFP4Eights_Eight_0, int(2)> _S98 = _S97;
+        add_products_1(&products_4, &_S98, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
         i_12 = i_12 + step_8;
     }
     return products_4;
@@ -371,29 +375,29 @@ uint MXFP4Eights_begin_0(uint offset_1, uint k_1, uint row_0)
 array<uint, int(2)> begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint n_0)
 {
     thread array<uint, int(2)> begins_5;
-    uint _S100 = n_0 - 1U;
-    begins_5[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, min(first_2, _S100));
-    begins_5[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, min(first_2 + 1U, _S100));
+    uint _S99 = n_0 - 1U;
+    begins_5[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, min(first_2, _S99));
+    begins_5[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, min(first_2 + 1U, _S99));
     return begins_5;
 }
 
 array<float, int(4)> subgroup_sums_1(const array<float, int(4)> thread* values_2)
 {
     thread array<float, int(4)> result_2;
-    float _S101 = subgroup_sum_0((*values_2)[int(0)]);
-    result_2[int(0)] = _S101;
-    float _S102 = subgroup_sum_0((*values_2)[int(1)]);
-    result_2[int(1)] = _S102;
-    float _S103 = subgroup_sum_0((*values_2)[int(2)]);
-    result_2[int(2)] = _S103;
-    float _S104 = subgroup_sum_0((*values_2)[int(3)]);
-    result_2[int(3)] = _S104;
+    float _S100 = subgroup_sum_0((*values_2)[int(0)]);
+    result_2[int(0)] = _S100;
+    float _S101 = subgroup_sum_0((*values_2)[int(1)]);
+    result_2[int(1)] = _S101;
+    float _S102 = subgroup_sum_0((*values_2)[int(2)]);
+    result_2[int(2)] = _S102;
+    float _S103 = subgroup_sum_0((*values_2)[int(3)]);
+    result_2[int(3)] = _S103;
     return result_2;
 }
 
 float chosen_1(const array<float, int(4)> thread* values_3, uint number_1)
 {
-    float _S105 = (*values_3)[int(0)];
+    float _S104 = (*values_3)[int(0)];
     float result_3;
     if(number_1 == 1U)
     {
@@ -401,7 +405,7 @@ float chosen_1(const array<float, int(4)> thread* values_3, uint number_1)
     }
     else
     {
-        result_3 = _S105;
+        result_3 = _S104;
     }
     if(number_1 == 2U)
     {
@@ -422,31 +426,31 @@ Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint
     (&products_5)->sums_0[int(1)] = 0.0;
     (&products_5)->sums_0[int(2)] = 0.0;
     (&products_5)->sums_0[int(3)] = 0.0;
-    uint _S106 = k_3 / 8U;
+    uint _S105 = k_3 / 8U;
     uint i_13;
-    if((first_3 + step_9) < _S106)
+    if((first_3 + step_9) < _S105)
     {
-        array<MXFP4Eights_Eight_0, int(8)> _S107 = load_eights_2(begins_6, even_5, odd_5, first_3, step_9);
+        array<MXFP4Eights_Eight_0, int(8)> _S106 = load_eights_2(begins_6, even_5, odd_5, first_3, step_9);
         i_13 = first_3;
-        array<MXFP4Eights_Eight_0, int(8)> loaded_1 = _S107;
+        array<MXFP4Eights_Eight_0, int(8)> loaded_1 = _S106;
         for(;;)
         {
-            if((i_13 + 3U * step_9) < _S106)
+            if((i_13 + 3U * step_9) < _S105)
             {
             }
             else
             {
                 break;
             }
-            uint _S108 = i_13 + 2U * step_9;
-            array<MXFP4Eights_Eight_0, int(8)> _S109 = load_eights_2(begins_6, even_5, odd_5, _S108, step_9);
-            thread array<MXFP4Eights_Eight_0, int(8)> _S110 = loaded_1;
-            add_products_2(&products_5, &_S110, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
-            i_13 = _S108;
-            loaded_1 = _S109;
+            uint _S107 = i_13 + 2U * step_9;
+            array<MXFP4Eights_Eight_0, int(8)> _S108 = load_eights_2(begins_6, even_5, odd_5, _S107, step_9);
+            thread array<MXFP4Eights_Eight_0, int(8)> _S109 = loaded_1;
+            add_products_2(&products_5, &_S109, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+            i_13 = _S107;
+            loaded_1 = _S108;
         }
-        thread array<MXFP4Eights_Eight_0, int(8)> _S111 = loaded_1;
-        add_products_2(&products_5, &_S111, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        thread array<MXFP4Eights_Eight_0, int(8)> _S110 = loaded_1;
+        add_products_2(&products_5, &_S110, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
         i_13 = i_13 + 2U * step_9;
     }
     else
@@ -455,16 +459,16 @@ Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint
     }
     for(;;)
     {
-        if(i_13 < _S106)
+        if(i_13 < _S105)
         {
         }
         else
         {
             break;
         }
-        array<MXFP4Eights_Eight_0, int(4)> _S112 = load_eights_3(begins_6, even_5, odd_5, i_13, step_9);
-        thread array<MXFP4Eights_Eight_0, int(4)> _S113 = _S112;
-        add_products_3(&products_5, &_S113, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        array<MXFP4Eights_Eight_0, int(4)> _S111 = load_eights_3(begins_6, even_5, odd_5, i_13, step_9);
+        thread array<MXFP4Eights_Eight_0, int(4)> _S112 = _S111;
+        add_products_3(&products_5, &_S112, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
         i_13 = i_13 + step_9;
     }
     return products_5;
@@ -473,11 +477,11 @@ Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint
 array<uint, int(4)> begins_of_rows_1(uint offset_3, uint k_4, uint first_4, uint n_1)
 {
     thread array<uint, int(4)> begins_7;
-    uint _S114 = n_1 - 1U;
-    begins_7[int(0)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4, _S114));
-    begins_7[int(1)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4 + 1U, _S114));
-    begins_7[int(2)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4 + 2U, _S114));
-    begins_7[int(3)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4 + 3U, _S114));
+    uint _S113 = n_1 - 1U;
+    begins_7[int(0)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4, _S113));
+    begins_7[int(1)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4 + 1U, _S113));
+    begins_7[int(2)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4 + 2U, _S113));
+    begins_7[int(3)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4 + 3U, _S113));
     return begins_7;
 }
 
@@ -508,8 +512,8 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_norm_0;
     float device* entryPointParams_bias_0;
     float device* entryPointParams_result_0;
+    uint _S114;
     uint _S115;
-    uint _S116;
 };
 
 uint group_number_0(uint3 group_0)
@@ -519,16 +523,16 @@ uint group_number_0(uint3 group_0)
 
 void norm_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_6, packed_float4 device* norm_6, float device* bias_0, float device* result_4, const NormGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
+    uint _S116 = kernelContext_0->_S114;
     uint _S117 = kernelContext_0->_S115;
-    uint _S118 = kernelContext_0->_S116;
-    uint _S119 = 128U / kernelContext_0->_S116;
-    uint _S120 = p_1->groups_0 * _S119 * 2U;
-    uint _S121 = group_number_0(group_1) * _S119;
-    uint _S122 = thread_0 / _S118;
-    uint first_5 = (_S121 + _S122) * 2U;
+    uint _S118 = 128U / kernelContext_0->_S115;
+    uint _S119 = p_1->groups_0 * _S118 * 2U;
+    uint _S120 = group_number_0(group_1) * _S118;
+    uint _S121 = thread_0 / _S117;
+    uint first_5 = (_S120 + _S121) * 2U;
     for(;;)
     {
-        uint _S123 = p_1->n_2;
+        uint _S122 = p_1->n_2;
         if(first_5 < (p_1->n_2))
         {
         }
@@ -536,64 +540,64 @@ void norm_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_flo
         {
             break;
         }
-        uint _S124 = first_5 + _S117;
-        bool _S125;
-        if(_S117 < 2U)
+        uint _S123 = first_5 + _S116;
+        bool _S124;
+        if(_S116 < 2U)
         {
-            _S125 = _S124 < _S123;
+            _S124 = _S123 < _S122;
+        }
+        else
+        {
+            _S124 = false;
+        }
+        bool _S125;
+        if(_S124)
+        {
+            _S125 = (p_1->bias_offset_0) != 4294967295U;
         }
         else
         {
             _S125 = false;
         }
-        bool _S126;
+        float added_0;
         if(_S125)
         {
-            _S126 = (p_1->bias_offset_0) != 4294967295U;
-        }
-        else
-        {
-            _S126 = false;
-        }
-        float added_0;
-        if(_S126)
-        {
-            added_0 = bias_0[p_1->bias_offset_0 + _S124];
+            added_0 = bias_0[p_1->bias_offset_0 + _S123];
         }
         else
         {
             added_0 = 0.0;
         }
-        uint _S127 = p_1->k_5;
-        thread array<uint, int(2)> _S128 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_5, first_5, _S123);
-        Products_0 _S129 = products_of_thread_0(&_S128, weight_1, weight_1, p_1->k_5, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S117, _S118);
-        float _S130 = subgroup_sum_0(_S129.squares_0);
-        float _S131 = 1.0 / sqrt(_S130 / float(_S127) + p_1->eps_0);
-        thread array<float, int(2)> _S132 = _S129.sums_0;
-        array<float, int(2)> _S133 = subgroup_sums_0(&_S132);
-        thread array<float, int(2)> _S134 = _S133;
-        float _S135 = chosen_0(&_S134, _S117);
-        if(_S125)
+        uint _S126 = p_1->k_5;
+        thread array<uint, int(2)> _S127 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_5, first_5, _S122);
+        Products_0 _S128 = products_of_thread_0(&_S127, weight_1, weight_1, p_1->k_5, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S116, _S117);
+        float _S129 = subgroup_sum_0(_S128.squares_0);
+        float _S130 = 1.0 / sqrt(_S129 / float(_S126) + p_1->eps_0);
+        thread array<float, int(2)> _S131 = _S128.sums_0;
+        array<float, int(2)> _S132 = subgroup_sums_0(&_S131);
+        thread array<float, int(2)> _S133 = _S132;
+        float _S134 = chosen_0(&_S133, _S116);
+        if(_S124)
         {
-            *(result_4+(p_1->out_offset_0 + _S124)) = _S135 * _S131 + added_0;
+            *(result_4+(p_1->out_offset_0 + _S123)) = _S134 * _S130 + added_0;
         }
-        first_5 = first_5 + _S120;
+        first_5 = first_5 + _S119;
     }
     return;
 }
 
 void norm_gemv_1(uint3 group_2, uint thread_1, uint device* weight_2, packed_float4 device* x_7, packed_float4 device* norm_7, float device* bias_1, float device* result_5, const NormGemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_1)
 {
+    uint _S135 = kernelContext_1->_S114;
     uint _S136 = kernelContext_1->_S115;
-    uint _S137 = kernelContext_1->_S116;
-    uint _S138 = 128U / kernelContext_1->_S116;
-    uint _S139 = p_2->groups_0 * _S138 * 4U;
-    uint _S140 = group_number_0(group_2) * _S138;
-    uint _S141 = thread_1 / _S137;
-    uint first_6 = (_S140 + _S141) * 4U;
+    uint _S137 = 128U / kernelContext_1->_S115;
+    uint _S138 = p_2->groups_0 * _S137 * 4U;
+    uint _S139 = group_number_0(group_2) * _S137;
+    uint _S140 = thread_1 / _S136;
+    uint first_6 = (_S139 + _S140) * 4U;
     for(;;)
     {
-        uint _S142 = p_2->n_2;
+        uint _S141 = p_2->n_2;
         if(first_6 < (p_2->n_2))
         {
         }
@@ -601,48 +605,48 @@ void norm_gemv_1(uint3 group_2, uint thread_1, uint device* weight_2, packed_flo
         {
             break;
         }
-        uint _S143 = first_6 + _S136;
-        bool _S144;
-        if(_S136 < 4U)
+        uint _S142 = first_6 + _S135;
+        bool _S143;
+        if(_S135 < 4U)
         {
-            _S144 = _S143 < _S142;
+            _S143 = _S142 < _S141;
+        }
+        else
+        {
+            _S143 = false;
+        }
+        bool _S144;
+        if(_S143)
+        {
+            _S144 = (p_2->bias_offset_0) != 4294967295U;
         }
         else
         {
             _S144 = false;
         }
-        bool _S145;
+        float added_1;
         if(_S144)
         {
-            _S145 = (p_2->bias_offset_0) != 4294967295U;
-        }
-        else
-        {
-            _S145 = false;
-        }
-        float added_1;
-        if(_S145)
-        {
-            added_1 = bias_1[p_2->bias_offset_0 + _S143];
+            added_1 = bias_1[p_2->bias_offset_0 + _S142];
         }
         else
         {
             added_1 = 0.0;
         }
-        uint _S146 = p_2->k_5;
-        thread array<uint, int(4)> _S147 = begins_of_rows_1(p_2->weight_offset_0, p_2->k_5, first_6, _S142);
-        Products_1 _S148 = products_of_thread_1(&_S147, weight_2, weight_2, p_2->k_5, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S136, _S137);
-        float _S149 = subgroup_sum_0(_S148.squares_0);
-        float _S150 = 1.0 / sqrt(_S149 / float(_S146) + p_2->eps_0);
-        thread array<float, int(4)> _S151 = _S148.sums_0;
-        array<float, int(4)> _S152 = subgroup_sums_1(&_S151);
-        thread array<float, int(4)> _S153 = _S152;
-        float _S154 = chosen_1(&_S153, _S136);
-        if(_S144)
+        uint _S145 = p_2->k_5;
+        thread array<uint, int(4)> _S146 = begins_of_rows_1(p_2->weight_offset_0, p_2->k_5, first_6, _S141);
+        Products_1 _S147 = products_of_thread_1(&_S146, weight_2, weight_2, p_2->k_5, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S135, _S136);
+        float _S148 = subgroup_sum_0(_S147.squares_0);
+        float _S149 = 1.0 / sqrt(_S148 / float(_S145) + p_2->eps_0);
+        thread array<float, int(4)> _S150 = _S147.sums_0;
+        array<float, int(4)> _S151 = subgroup_sums_1(&_S150);
+        thread array<float, int(4)> _S152 = _S151;
+        float _S153 = chosen_1(&_S152, _S135);
+        if(_S143)
         {
-            *(result_5+(p_2->out_offset_0 + _S143)) = _S154 * _S150 + added_1;
+            *(result_5+(p_2->out_offset_0 + _S142)) = _S153 * _S149 + added_1;
         }
-        first_6 = first_6 + _S139;
+        first_6 = first_6 + _S138;
     }
     return;
 }
@@ -657,8 +661,8 @@ void norm_gemv_1(uint3 group_2, uint thread_1, uint device* weight_2, packed_flo
     (&kernelContext_2)->entryPointParams_bias_0 = entryPointParams_bias_1;
     (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S115 = _builtinWaveLaneIndex_0;
-    (&kernelContext_2)->_S116 = _builtinWaveLaneCount_0;
+    (&kernelContext_2)->_S114 = _builtinWaveLaneIndex_0;
+    (&kernelContext_2)->_S115 = _builtinWaveLaneCount_0;
     if((entryPointParams_1->p_0.wide_0) != 0U)
     {
         norm_gemv_1(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_weight_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_bias_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);

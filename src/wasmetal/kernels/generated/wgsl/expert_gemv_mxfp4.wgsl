@@ -100,73 +100,77 @@ struct MXFP4Eights_Eight_0
      scale_0 : f32,
 };
 
-fn word_from_byte_0( byte_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
+fn low_after_shift_0( low_0 : u32,  high_0 : u32,  shift_0 : u32) -> u32
 {
-    var _S9 : u32 = byte_0 % u32(4) * u32(8);
-    var _S10 : u32;
-    if(_S9 == u32(0))
+    var _S9 : u32;
+    if(shift_0 == u32(0))
     {
-        _S10 = first_1;
+        _S9 = low_0;
     }
     else
     {
-        _S10 = (((first_1 >> (_S9))) | (((second_0 << ((u32(32) - _S9))))));
+        _S9 = (((low_0 >> (shift_0))) | (((high_0 << ((u32(32) - shift_0))))));
     }
-    return _S10;
+    return _S9;
 }
 
-fn fp4_scale_0( _S11 : u32,  _S12 : u32) -> f32
+fn word_from_byte_0( byte_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
 {
-    var _S13 : u32 = (((entryPointParams_weight_0[_S11 + _S12 / u32(4)] >> ((_S12 % u32(4) * u32(8))))) & (u32(255)));
-    var _S14 : u32;
-    if(_S13 < u32(2))
+    return low_after_shift_0(first_1, second_0, byte_0 % u32(4) * u32(8));
+}
+
+fn fp4_scale_0( _S10 : u32,  _S11 : u32) -> f32
+{
+    var _S12 : u32 = (((entryPointParams_weight_0[_S10 + _S11 / u32(4)] >> ((_S11 % u32(4) * u32(8))))) & (u32(255)));
+    var _S13 : u32;
+    if(_S12 < u32(2))
     {
-        _S14 = u32((i32(2097152) << (_S13)));
+        _S13 = u32((i32(2097152) << (_S12)));
     }
     else
     {
-        _S14 = ((_S13 - u32(1)) << (u32(23)));
+        _S13 = ((_S12 - u32(1)) << (u32(23)));
     }
-    return (bitcast<f32>((_S14)));
+    return (bitcast<f32>((_S13)));
 }
 
 fn MXFP4Eights_Eight_x24init_0( q_1 : u32,  scale_1 : f32) -> MXFP4Eights_Eight_0
 {
-    var _S15 : MXFP4Eights_Eight_0;
-    _S15.q_0 = q_1;
-    _S15.scale_0 = scale_1;
-    return _S15;
+    var _S14 : MXFP4Eights_Eight_0;
+    _S14.q_0 = q_1;
+    _S14.scale_0 = scale_1;
+    return _S14;
 }
 
-fn MXFP4Eights_load_0( _S16 : u32,  _S17 : u32) -> MXFP4Eights_Eight_0
+fn MXFP4Eights_load_0( _S15 : u32,  _S16 : u32) -> MXFP4Eights_Eight_0
 {
-    var _S18 : u32 = _S16 + _S17 / u32(4) * u32(17);
-    var _S19 : u32 = _S18 + u32(1) + _S17 % u32(4) * u32(4);
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S19, entryPointParams_weight_0[_S19 / u32(4)], entryPointParams_weight_0[_S19 / u32(4) + min(_S19 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S18));
+    var _S17 : u32 = _S15 + _S16 / u32(4) * u32(17);
+    var _S18 : u32 = _S17 + u32(1) + _S16 % u32(4) * u32(4);
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S18, entryPointParams_weight_0[_S18 / u32(4)], entryPointParams_weight_0[_S18 / u32(4) + min(_S18 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S17));
 }
 
-fn load_eights_0( _S20 : array<u32, i32(2)>,  _S21 : u32,  _S22 : u32,  _S23 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
+fn load_eights_0( _S19 : array<u32, i32(2)>,  _S20 : u32,  _S21 : u32,  _S22 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
 {
     var eights_0 : array<MXFP4Eights_Eight_0, i32(8)>;
-    eights_0[i32(0)] = MXFP4Eights_load_0(_S20[i32(0)], _S21);
-    eights_0[i32(1)] = MXFP4Eights_load_0(_S20[i32(1)], _S21);
-    var _S24 : u32 = _S21 + _S22;
-    eights_0[i32(2)] = MXFP4Eights_load_0(_S20[i32(0)], _S24);
-    eights_0[i32(3)] = MXFP4Eights_load_0(_S20[i32(1)], _S24);
-    var _S25 : u32 = _S21 + u32(2) * _S22;
-    eights_0[i32(4)] = MXFP4Eights_load_0(_S20[i32(0)], _S25);
-    eights_0[i32(5)] = MXFP4Eights_load_0(_S20[i32(1)], _S25);
-    var _S26 : u32 = _S21 + u32(3) * _S22;
-    eights_0[i32(6)] = MXFP4Eights_load_0(_S20[i32(0)], _S26);
-    eights_0[i32(7)] = MXFP4Eights_load_0(_S20[i32(1)], _S26);
-    (*_S23) = eights_0;
+    eights_0[i32(0)] = MXFP4Eights_load_0(_S19[i32(0)], _S20);
+    eights_0[i32(1)] = MXFP4Eights_load_0(_S19[i32(1)], _S20);
+    var _S23 : u32 = _S20 + _S21;
+    eights_0[i32(2)] = MXFP4Eights_load_0(_S19[i32(0)], _S23);
+    eights_0[i32(3)] = MXFP4Eights_load_0(_S19[i32(1)], _S23);
+    var _S24 : u32 = _S20 + u32(2) * _S21;
+    eights_0[i32(4)] = MXFP4Eights_load_0(_S19[i32(0)], _S24);
+    eights_0[i32(5)] = MXFP4Eights_load_0(_S19[i32(1)], _S24);
+    var _S25 : u32 = _S20 + u32(3) * _S21;
+    eights_0[i32(6)] = MXFP4Eights_load_0(_S19[i32(0)], _S25);
+    eights_0[i32(7)] = MXFP4Eights_load_0(_S19[i32(1)], _S25);
+    (*_S22) = eights_0;
     return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S27 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S27, i_0 / u32(4) * u32(8) + _S27 + u32(4));
+    var _S26 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S26, i_0 / u32(4) * u32(8) + _S26 + u32(4));
 }
 
 fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -176,10 +180,10 @@ fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
 
 fn doubled_fp4_0( word_0 : u32) -> vec4<f32>
 {
-    var _S28 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
-    var _S29 : vec4<u32> = _S28 % vec4<u32>(u32(8));
-    var _S30 : vec4<u32> = vec4<u32>(u32(2));
-    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S29 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S28 >> (_S30))) & (_S30)))));
+    var _S27 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
+    var _S28 : vec4<u32> = _S27 % vec4<u32>(u32(8));
+    var _S29 : vec4<u32> = vec4<u32>(u32(2));
+    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S28 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S27 >> (_S29))) & (_S29)))));
 }
 
 fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -187,175 +191,175 @@ fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4
     return eight_0.scale_0 * (dot(doubled_fp4_0(eight_0.q_0), a_0) + dot(doubled_fp4_0(((eight_0.q_0) >> (u32(4)))), b_0));
 }
 
-fn add_products_0( _S31 : ptr<function, Products_0>,  _S32 : array<MXFP4Eights_Eight_0, i32(8)>,  _S33 : u32,  _S34 : u32,  _S35 : u32,  _S36 : u32)
+fn add_products_0( _S30 : ptr<function, Products_0>,  _S31 : array<MXFP4Eights_Eight_0, i32(8)>,  _S32 : u32,  _S33 : u32,  _S34 : u32,  _S35 : u32)
 {
-    var _S37 : vec2<u32> = MXFP4Eights_places_0(_S35);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S33 + _S37.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S33 + _S37.y];
-    var _S38 : u32 = _S35 + _S36;
-    var _S39 : vec2<u32> = MXFP4Eights_places_0(_S38);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S33 + _S39.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S33 + _S39.y];
-    var _S40 : u32 = _S35 + u32(2) * _S36;
-    var _S41 : vec2<u32> = MXFP4Eights_places_0(_S40);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S33 + _S41.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S33 + _S41.y];
-    var _S42 : f32 = (*_S31).sums_0[i32(1)] + MXFP4Eights_product_0(_S32[i32(1)], _S35, a_1, b_1) + MXFP4Eights_product_0(_S32[i32(3)], _S38, a_2, b_2) + MXFP4Eights_product_0(_S32[i32(5)], _S40, a_3, b_3);
-    var _S43 : u32 = _S35 + u32(3) * _S36;
-    var _S44 : vec2<u32> = MXFP4Eights_places_0(_S43);
-    var a_4 : vec4<f32> = entryPointParams_x_0[_S33 + _S44.x];
-    var b_4 : vec4<f32> = entryPointParams_x_0[_S33 + _S44.y];
-    (*_S31).sums_0[i32(0)] = (*_S31).sums_0[i32(0)] + MXFP4Eights_product_0(_S32[i32(0)], _S35, a_1, b_1) + MXFP4Eights_product_0(_S32[i32(2)], _S38, a_2, b_2) + MXFP4Eights_product_0(_S32[i32(4)], _S40, a_3, b_3) + MXFP4Eights_product_0(_S32[i32(6)], _S43, a_4, b_4);
-    (*_S31).sums_0[i32(1)] = _S42 + MXFP4Eights_product_0(_S32[i32(7)], _S43, a_4, b_4);
+    var _S36 : vec2<u32> = MXFP4Eights_places_0(_S34);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S32 + _S36.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S32 + _S36.y];
+    var _S37 : u32 = _S34 + _S35;
+    var _S38 : vec2<u32> = MXFP4Eights_places_0(_S37);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S32 + _S38.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S32 + _S38.y];
+    var _S39 : u32 = _S34 + u32(2) * _S35;
+    var _S40 : vec2<u32> = MXFP4Eights_places_0(_S39);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S32 + _S40.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S32 + _S40.y];
+    var _S41 : f32 = (*_S30).sums_0[i32(1)] + MXFP4Eights_product_0(_S31[i32(1)], _S34, a_1, b_1) + MXFP4Eights_product_0(_S31[i32(3)], _S37, a_2, b_2) + MXFP4Eights_product_0(_S31[i32(5)], _S39, a_3, b_3);
+    var _S42 : u32 = _S34 + u32(3) * _S35;
+    var _S43 : vec2<u32> = MXFP4Eights_places_0(_S42);
+    var a_4 : vec4<f32> = entryPointParams_x_0[_S32 + _S43.x];
+    var b_4 : vec4<f32> = entryPointParams_x_0[_S32 + _S43.y];
+    (*_S30).sums_0[i32(0)] = (*_S30).sums_0[i32(0)] + MXFP4Eights_product_0(_S31[i32(0)], _S34, a_1, b_1) + MXFP4Eights_product_0(_S31[i32(2)], _S37, a_2, b_2) + MXFP4Eights_product_0(_S31[i32(4)], _S39, a_3, b_3) + MXFP4Eights_product_0(_S31[i32(6)], _S42, a_4, b_4);
+    (*_S30).sums_0[i32(1)] = _S41 + MXFP4Eights_product_0(_S31[i32(7)], _S42, a_4, b_4);
     return;
 }
 
-fn load_eights_1( _S45 : array<u32, i32(2)>,  _S46 : u32,  _S47 : u32,  _S48 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
+fn load_eights_1( _S44 : array<u32, i32(2)>,  _S45 : u32,  _S46 : u32,  _S47 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
 {
     var eights_1 : array<MXFP4Eights_Eight_0, i32(2)>;
-    eights_1[i32(0)] = MXFP4Eights_load_0(_S45[i32(0)], _S46);
-    eights_1[i32(1)] = MXFP4Eights_load_0(_S45[i32(1)], _S46);
-    (*_S48) = eights_1;
+    eights_1[i32(0)] = MXFP4Eights_load_0(_S44[i32(0)], _S45);
+    eights_1[i32(1)] = MXFP4Eights_load_0(_S44[i32(1)], _S45);
+    (*_S47) = eights_1;
     return;
 }
 
-fn add_products_1( _S49 : ptr<function, Products_0>,  _S50 : array<MXFP4Eights_Eight_0, i32(2)>,  _S51 : u32,  _S52 : u32,  _S53 : u32,  _S54 : u32)
+fn add_products_1( _S48 : ptr<function, Products_0>,  _S49 : array<MXFP4Eights_Eight_0, i32(2)>,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32)
 {
-    var _S55 : vec2<u32> = MXFP4Eights_places_0(_S53);
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S51 + _S55.x];
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S51 + _S55.y];
-    (*_S49).sums_0[i32(0)] = (*_S49).sums_0[i32(0)] + MXFP4Eights_product_0(_S50[i32(0)], _S53, a_5, b_5);
-    (*_S49).sums_0[i32(1)] = (*_S49).sums_0[i32(1)] + MXFP4Eights_product_0(_S50[i32(1)], _S53, a_5, b_5);
+    var _S54 : vec2<u32> = MXFP4Eights_places_0(_S52);
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S50 + _S54.x];
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S50 + _S54.y];
+    (*_S48).sums_0[i32(0)] = (*_S48).sums_0[i32(0)] + MXFP4Eights_product_0(_S49[i32(0)], _S52, a_5, b_5);
+    (*_S48).sums_0[i32(1)] = (*_S48).sums_0[i32(1)] + MXFP4Eights_product_0(_S49[i32(1)], _S52, a_5, b_5);
     return;
 }
 
-fn products_of_thread_0( _S56 : array<u32, i32(2)>,  _S57 : u32,  _S58 : u32,  _S59 : u32,  _S60 : u32,  _S61 : u32) -> Products_0
+fn products_of_thread_0( _S55 : array<u32, i32(2)>,  _S56 : u32,  _S57 : u32,  _S58 : u32,  _S59 : u32,  _S60 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    var _S62 : u32 = _S57 / u32(8);
+    var _S61 : u32 = _S56 / u32(8);
     var i_3 : u32;
-    if((_S60 + u32(3) * _S61) < _S62)
+    if((_S59 + u32(3) * _S60) < _S61)
     {
-        var _S63 : array<MXFP4Eights_Eight_0, i32(8)>;
-        load_eights_0(_S56, _S60, _S61, &(_S63));
-        i_3 = _S60;
-        var loaded_0 : array<MXFP4Eights_Eight_0, i32(8)> = _S63;
+        var _S62 : array<MXFP4Eights_Eight_0, i32(8)>;
+        load_eights_0(_S55, _S59, _S60, &(_S62));
+        i_3 = _S59;
+        var loaded_0 : array<MXFP4Eights_Eight_0, i32(8)> = _S62;
         for(;;)
         {
-            if((i_3 + u32(7) * _S61) < _S62)
+            if((i_3 + u32(7) * _S60) < _S61)
             {
             }
             else
             {
                 break;
             }
-            var _S64 : u32 = i_3 + u32(4) * _S61;
-            var _S65 : array<MXFP4Eights_Eight_0, i32(8)>;
-            load_eights_0(_S56, _S64, _S61, &(_S65));
-            var _S66 : array<MXFP4Eights_Eight_0, i32(8)> = _S65;
-            add_products_0(&(products_0), loaded_0, _S58, _S59, i_3, _S61);
-            i_3 = _S64;
-            loaded_0 = _S66;
+            var _S63 : u32 = i_3 + u32(4) * _S60;
+            var _S64 : array<MXFP4Eights_Eight_0, i32(8)>;
+            load_eights_0(_S55, _S63, _S60, &(_S64));
+            var _S65 : array<MXFP4Eights_Eight_0, i32(8)> = _S64;
+            add_products_0(&(products_0), loaded_0, _S57, _S58, i_3, _S60);
+            i_3 = _S63;
+            loaded_0 = _S65;
         }
-        add_products_0(&(products_0), loaded_0, _S58, _S59, i_3, _S61);
-        i_3 = i_3 + u32(4) * _S61;
+        add_products_0(&(products_0), loaded_0, _S57, _S58, i_3, _S60);
+        i_3 = i_3 + u32(4) * _S60;
     }
     else
     {
-        i_3 = _S60;
+        i_3 = _S59;
     }
     for(;;)
     {
-        if(i_3 < _S62)
+        if(i_3 < _S61)
         {
         }
         else
         {
             break;
         }
-        var _S67 : array<MXFP4Eights_Eight_0, i32(2)>;
-        load_eights_1(_S56, i_3, _S61, &(_S67));
-        add_products_1(&(products_0), _S67, _S58, _S59, i_3, _S61);
-        i_3 = i_3 + _S61;
+        var _S66 : array<MXFP4Eights_Eight_0, i32(2)>;
+        load_eights_1(_S55, i_3, _S60, &(_S66));
+        add_products_1(&(products_0), _S66, _S57, _S58, i_3, _S60);
+        i_3 = i_3 + _S60;
     }
     return products_0;
 }
 
-fn expert_gemv_0( _S68 : vec3<u32>,  _S69 : u32,  _S70 : ptr<function, ExpertGemvParams_std140_0>)
+fn expert_gemv_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, ExpertGemvParams_std140_0>)
 {
     ;
-    var _S71 : u32 = _S7;
+    var _S70 : u32 = _S7;
     ;
-    var _S72 : u32 = _S8;
-    var _S73 : u32 = u32(128) / _S8;
-    var _S74 : u32 = (*_S70).columns_0;
-    var _S75 : u32 = ((*_S70).columns_0 + u32(2) - u32(1)) / u32(2);
-    var _S76 : u32 = group_number_0(_S68) * _S73;
-    var _S77 : u32 = _S69 / _S72;
-    var i_4 : u32 = _S76 + _S77;
+    var _S71 : u32 = _S8;
+    var _S72 : u32 = u32(128) / _S8;
+    var _S73 : u32 = (*_S69).columns_0;
+    var _S74 : u32 = ((*_S69).columns_0 + u32(2) - u32(1)) / u32(2);
+    var _S75 : u32 = group_number_0(_S67) * _S72;
+    var _S76 : u32 = _S68 / _S71;
+    var i_4 : u32 = _S75 + _S76;
     for(;;)
     {
-        if(i_4 < ((*_S70).slots_0 * _S75))
+        if(i_4 < ((*_S69).slots_0 * _S74))
         {
         }
         else
         {
             break;
         }
-        var _S78 : u32 = i_4 / _S75;
-        var _S79 : u32 = min(entryPointParams_ids_0[(*_S70).ids_offset_0 + _S78], (*_S70).experts_0 - u32(1)) - (*_S70).first_expert_0;
-        if(_S79 >= ((*_S70).bound_experts_0))
+        var _S77 : u32 = i_4 / _S74;
+        var _S78 : u32 = min(entryPointParams_ids_0[(*_S69).ids_offset_0 + _S77], (*_S69).experts_0 - u32(1)) - (*_S69).first_expert_0;
+        if(_S78 >= ((*_S69).bound_experts_0))
         {
-            i_4 = i_4 + (*_S70).groups_0 * _S73;
+            i_4 = i_4 + (*_S69).groups_0 * _S72;
             continue;
         }
-        var _S80 : u32 = i_4 % _S75;
-        var _S81 : u32 = _S80 * u32(2);
-        var _S82 : u32 = _S81 + _S71;
-        var _S83 : bool;
-        if(_S71 < u32(2))
+        var _S79 : u32 = i_4 % _S74;
+        var _S80 : u32 = _S79 * u32(2);
+        var _S81 : u32 = _S80 + _S70;
+        var _S82 : bool;
+        if(_S70 < u32(2))
         {
-            _S83 = _S82 < _S74;
+            _S82 = _S81 < _S73;
         }
         else
         {
-            _S83 = false;
+            _S82 = false;
         }
-        var _S84 : u32 = (*_S70).n_0;
-        var _S85 : u32 = (*_S70).first_column_0;
-        var _S86 : u32 = (*_S70).out_offset_0 + _S78 * (*_S70).n_0 + (*_S70).first_column_0 + _S82;
-        var _S87 : bool;
-        if(_S83)
+        var _S83 : u32 = (*_S69).n_0;
+        var _S84 : u32 = (*_S69).first_column_0;
+        var _S85 : u32 = (*_S69).out_offset_0 + _S77 * (*_S69).n_0 + (*_S69).first_column_0 + _S81;
+        var _S86 : bool;
+        if(_S82)
         {
-            _S87 = ((*_S70).accumulate_0) != u32(0);
+            _S86 = ((*_S69).accumulate_0) != u32(0);
         }
         else
         {
-            _S87 = false;
+            _S86 = false;
         }
         var sum_0 : f32;
-        if(_S87)
+        if(_S86)
         {
-            sum_0 = entryPointParams_result_0[_S86];
+            sum_0 = entryPointParams_result_0[_S85];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S88 : u32 = _S79 * _S84 + _S85;
-        var _S89 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S70).weight_offset_0, (*_S70).k_0, _S88 + _S81, _S88 + _S74, &(_S89));
-        var _S90 : array<f32, i32(2)>;
-        subgroup_sums_0(products_of_thread_0(_S89, (*_S70).k_0, (*_S70).x_offset_0 + _S78 * ((*_S70).x_slot_0 / u32(4)), u32(0), _S71, _S72).sums_0, &(_S90));
-        var sum_1 : f32 = sum_0 + chosen_0(_S90, _S71);
-        if(_S83)
+        var _S87 : u32 = _S78 * _S83 + _S84;
+        var _S88 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S69).weight_offset_0, (*_S69).k_0, _S87 + _S80, _S87 + _S73, &(_S88));
+        var _S89 : array<f32, i32(2)>;
+        subgroup_sums_0(products_of_thread_0(_S88, (*_S69).k_0, (*_S69).x_offset_0 + _S77 * ((*_S69).x_slot_0 / u32(4)), u32(0), _S70, _S71).sums_0, &(_S89));
+        var sum_1 : f32 = sum_0 + chosen_0(_S89, _S70);
+        if(_S82)
         {
-            entryPointParams_result_0[_S86] = sum_1;
+            entryPointParams_result_0[_S85] = sum_1;
         }
-        i_4 = i_4 + (*_S70).groups_0 * _S73;
+        i_4 = i_4 + (*_S69).groups_0 * _S72;
     }
     return;
 }
@@ -366,7 +370,7 @@ fn expert_gemv_mxfp4(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_
 {
     _S7 = _builtinWaveLaneIndex_0;
     _S8 = _builtinWaveLaneCount_0;
-    var _S91 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
-    expert_gemv_0(group_1, thread_0, &(_S91));
+    var _S90 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
+    expert_gemv_0(group_1, thread_0, &(_S90));
     return;
 }

@@ -140,93 +140,97 @@ struct MXFP4Eights_Eight_0
      scale_0 : f32,
 };
 
-fn word_from_byte_0( byte_0 : u32,  first_2 : u32,  second_0 : u32) -> u32
+fn low_after_shift_0( low_0 : u32,  high_0 : u32,  shift_0 : u32) -> u32
 {
-    var _S16 : u32 = byte_0 % u32(4) * u32(8);
-    var _S17 : u32;
-    if(_S16 == u32(0))
+    var _S16 : u32;
+    if(shift_0 == u32(0))
     {
-        _S17 = first_2;
+        _S16 = low_0;
     }
     else
     {
-        _S17 = (((first_2 >> (_S16))) | (((second_0 << ((u32(32) - _S16))))));
+        _S16 = (((low_0 >> (shift_0))) | (((high_0 << ((u32(32) - shift_0))))));
     }
-    return _S17;
+    return _S16;
 }
 
-fn fp4_scale_0( _S18 : u32,  _S19 : u32) -> f32
+fn word_from_byte_0( byte_0 : u32,  first_2 : u32,  second_0 : u32) -> u32
 {
-    var _S20 : u32 = (((entryPointParams_gate_0[_S18 + _S19 / u32(4)] >> ((_S19 % u32(4) * u32(8))))) & (u32(255)));
-    var _S21 : u32;
-    if(_S20 < u32(2))
+    return low_after_shift_0(first_2, second_0, byte_0 % u32(4) * u32(8));
+}
+
+fn fp4_scale_0( _S17 : u32,  _S18 : u32) -> f32
+{
+    var _S19 : u32 = (((entryPointParams_gate_0[_S17 + _S18 / u32(4)] >> ((_S18 % u32(4) * u32(8))))) & (u32(255)));
+    var _S20 : u32;
+    if(_S19 < u32(2))
     {
-        _S21 = u32((i32(2097152) << (_S20)));
+        _S20 = u32((i32(2097152) << (_S19)));
     }
     else
     {
-        _S21 = ((_S20 - u32(1)) << (u32(23)));
+        _S20 = ((_S19 - u32(1)) << (u32(23)));
     }
-    return (bitcast<f32>((_S21)));
+    return (bitcast<f32>((_S20)));
 }
 
 fn MXFP4Eights_Eight_x24init_0( q_1 : u32,  scale_1 : f32) -> MXFP4Eights_Eight_0
 {
-    var _S22 : MXFP4Eights_Eight_0;
-    _S22.q_0 = q_1;
-    _S22.scale_0 = scale_1;
-    return _S22;
+    var _S21 : MXFP4Eights_Eight_0;
+    _S21.q_0 = q_1;
+    _S21.scale_0 = scale_1;
+    return _S21;
 }
 
-fn MXFP4Eights_load_0( _S23 : u32,  _S24 : u32) -> MXFP4Eights_Eight_0
+fn MXFP4Eights_load_0( _S22 : u32,  _S23 : u32) -> MXFP4Eights_Eight_0
 {
-    var _S25 : u32 = _S23 + _S24 / u32(4) * u32(17);
-    var _S26 : u32 = _S25 + u32(1) + _S24 % u32(4) * u32(4);
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S26, entryPointParams_gate_0[_S26 / u32(4)], entryPointParams_gate_0[_S26 / u32(4) + min(_S26 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S25));
+    var _S24 : u32 = _S22 + _S23 / u32(4) * u32(17);
+    var _S25 : u32 = _S24 + u32(1) + _S23 % u32(4) * u32(4);
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S25, entryPointParams_gate_0[_S25 / u32(4)], entryPointParams_gate_0[_S25 / u32(4) + min(_S25 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S24));
 }
 
-fn fp4_scale_1( _S27 : u32,  _S28 : u32) -> f32
+fn fp4_scale_1( _S26 : u32,  _S27 : u32) -> f32
 {
-    var _S29 : u32 = (((entryPointParams_up_0[_S27 + _S28 / u32(4)] >> ((_S28 % u32(4) * u32(8))))) & (u32(255)));
-    var _S30 : u32;
-    if(_S29 < u32(2))
+    var _S28 : u32 = (((entryPointParams_up_0[_S26 + _S27 / u32(4)] >> ((_S27 % u32(4) * u32(8))))) & (u32(255)));
+    var _S29 : u32;
+    if(_S28 < u32(2))
     {
-        _S30 = u32((i32(2097152) << (_S29)));
+        _S29 = u32((i32(2097152) << (_S28)));
     }
     else
     {
-        _S30 = ((_S29 - u32(1)) << (u32(23)));
+        _S29 = ((_S28 - u32(1)) << (u32(23)));
     }
-    return (bitcast<f32>((_S30)));
+    return (bitcast<f32>((_S29)));
 }
 
-fn MXFP4Eights_load_1( _S31 : u32,  _S32 : u32) -> MXFP4Eights_Eight_0
+fn MXFP4Eights_load_1( _S30 : u32,  _S31 : u32) -> MXFP4Eights_Eight_0
 {
-    var _S33 : u32 = _S31 + _S32 / u32(4) * u32(17);
-    var _S34 : u32 = _S33 + u32(1) + _S32 % u32(4) * u32(4);
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S34, entryPointParams_up_0[_S34 / u32(4)], entryPointParams_up_0[_S34 / u32(4) + min(_S34 % u32(4), u32(1))]), fp4_scale_1(u32(0), _S33));
+    var _S32 : u32 = _S30 + _S31 / u32(4) * u32(17);
+    var _S33 : u32 = _S32 + u32(1) + _S31 % u32(4) * u32(4);
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S33, entryPointParams_up_0[_S33 / u32(4)], entryPointParams_up_0[_S33 / u32(4) + min(_S33 % u32(4), u32(1))]), fp4_scale_1(u32(0), _S32));
 }
 
-fn load_eights_0( _S35 : array<u32, i32(4)>,  _S36 : u32,  _S37 : u32,  _S38 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
+fn load_eights_0( _S34 : array<u32, i32(4)>,  _S35 : u32,  _S36 : u32,  _S37 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
 {
     var eights_0 : array<MXFP4Eights_Eight_0, i32(8)>;
-    eights_0[i32(0)] = MXFP4Eights_load_0(_S35[i32(0)], _S36);
-    eights_0[i32(1)] = MXFP4Eights_load_1(_S35[i32(1)], _S36);
-    eights_0[i32(2)] = MXFP4Eights_load_0(_S35[i32(2)], _S36);
-    eights_0[i32(3)] = MXFP4Eights_load_1(_S35[i32(3)], _S36);
-    var _S39 : u32 = _S36 + _S37;
-    eights_0[i32(4)] = MXFP4Eights_load_0(_S35[i32(0)], _S39);
-    eights_0[i32(5)] = MXFP4Eights_load_1(_S35[i32(1)], _S39);
-    eights_0[i32(6)] = MXFP4Eights_load_0(_S35[i32(2)], _S39);
-    eights_0[i32(7)] = MXFP4Eights_load_1(_S35[i32(3)], _S39);
-    (*_S38) = eights_0;
+    eights_0[i32(0)] = MXFP4Eights_load_0(_S34[i32(0)], _S35);
+    eights_0[i32(1)] = MXFP4Eights_load_1(_S34[i32(1)], _S35);
+    eights_0[i32(2)] = MXFP4Eights_load_0(_S34[i32(2)], _S35);
+    eights_0[i32(3)] = MXFP4Eights_load_1(_S34[i32(3)], _S35);
+    var _S38 : u32 = _S35 + _S36;
+    eights_0[i32(4)] = MXFP4Eights_load_0(_S34[i32(0)], _S38);
+    eights_0[i32(5)] = MXFP4Eights_load_1(_S34[i32(1)], _S38);
+    eights_0[i32(6)] = MXFP4Eights_load_0(_S34[i32(2)], _S38);
+    eights_0[i32(7)] = MXFP4Eights_load_1(_S34[i32(3)], _S38);
+    (*_S37) = eights_0;
     return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S40 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S40, i_0 / u32(4) * u32(8) + _S40 + u32(4));
+    var _S39 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S39, i_0 / u32(4) * u32(8) + _S39 + u32(4));
 }
 
 fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -236,10 +240,10 @@ fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
 
 fn doubled_fp4_0( word_0 : u32) -> vec4<f32>
 {
-    var _S41 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
-    var _S42 : vec4<u32> = _S41 % vec4<u32>(u32(8));
-    var _S43 : vec4<u32> = vec4<u32>(u32(2));
-    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S42 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S41 >> (_S43))) & (_S43)))));
+    var _S40 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
+    var _S41 : vec4<u32> = _S40 % vec4<u32>(u32(8));
+    var _S42 : vec4<u32> = vec4<u32>(u32(2));
+    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S41 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S40 >> (_S42))) & (_S42)))));
 }
 
 fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -247,64 +251,64 @@ fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4
     return eight_0.scale_0 * (dot(doubled_fp4_0(eight_0.q_0), a_0) + dot(doubled_fp4_0(((eight_0.q_0) >> (u32(4)))), b_0));
 }
 
-fn add_products_0( _S44 : ptr<function, Products_0>,  _S45 : array<MXFP4Eights_Eight_0, i32(8)>,  _S46 : u32,  _S47 : u32,  _S48 : u32,  _S49 : u32)
+fn add_products_0( _S43 : ptr<function, Products_0>,  _S44 : array<MXFP4Eights_Eight_0, i32(8)>,  _S45 : u32,  _S46 : u32,  _S47 : u32,  _S48 : u32)
 {
-    var _S50 : vec2<u32> = MXFP4Eights_places_0(_S48);
-    var _S51 : u32 = _S50.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S46 + _S51];
-    var _S52 : u32 = _S50.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S46 + _S52];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S47 + _S51];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S47 + _S52];
-    var _S53 : f32 = (*_S44).sums_0[i32(0)] + MXFP4Eights_product_0(_S45[i32(0)], _S48, a_2, b_2);
-    var _S54 : f32 = (*_S44).sums_0[i32(1)] + MXFP4Eights_product_0(_S45[i32(1)], _S48, a_2, b_2);
-    var _S55 : f32 = (*_S44).sums_0[i32(2)] + MXFP4Eights_product_0(_S45[i32(2)], _S48, a_2, b_2);
-    var _S56 : f32 = (*_S44).sums_0[i32(3)] + MXFP4Eights_product_0(_S45[i32(3)], _S48, a_2, b_2);
-    var _S57 : u32 = _S48 + _S49;
-    var _S58 : vec2<u32> = MXFP4Eights_places_0(_S57);
-    var _S59 : u32 = _S58.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S46 + _S59];
-    var _S60 : u32 = _S58.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S46 + _S60];
-    (*_S44).squares_0 = (*_S44).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S47 + _S59];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S47 + _S60];
-    (*_S44).sums_0[i32(0)] = _S53 + MXFP4Eights_product_0(_S45[i32(4)], _S57, a_4, b_4);
-    (*_S44).sums_0[i32(1)] = _S54 + MXFP4Eights_product_0(_S45[i32(5)], _S57, a_4, b_4);
-    (*_S44).sums_0[i32(2)] = _S55 + MXFP4Eights_product_0(_S45[i32(6)], _S57, a_4, b_4);
-    (*_S44).sums_0[i32(3)] = _S56 + MXFP4Eights_product_0(_S45[i32(7)], _S57, a_4, b_4);
+    var _S49 : vec2<u32> = MXFP4Eights_places_0(_S47);
+    var _S50 : u32 = _S49.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S45 + _S50];
+    var _S51 : u32 = _S49.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S45 + _S51];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S46 + _S50];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S46 + _S51];
+    var _S52 : f32 = (*_S43).sums_0[i32(0)] + MXFP4Eights_product_0(_S44[i32(0)], _S47, a_2, b_2);
+    var _S53 : f32 = (*_S43).sums_0[i32(1)] + MXFP4Eights_product_0(_S44[i32(1)], _S47, a_2, b_2);
+    var _S54 : f32 = (*_S43).sums_0[i32(2)] + MXFP4Eights_product_0(_S44[i32(2)], _S47, a_2, b_2);
+    var _S55 : f32 = (*_S43).sums_0[i32(3)] + MXFP4Eights_product_0(_S44[i32(3)], _S47, a_2, b_2);
+    var _S56 : u32 = _S47 + _S48;
+    var _S57 : vec2<u32> = MXFP4Eights_places_0(_S56);
+    var _S58 : u32 = _S57.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S45 + _S58];
+    var _S59 : u32 = _S57.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S45 + _S59];
+    (*_S43).squares_0 = (*_S43).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S46 + _S58];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S46 + _S59];
+    (*_S43).sums_0[i32(0)] = _S52 + MXFP4Eights_product_0(_S44[i32(4)], _S56, a_4, b_4);
+    (*_S43).sums_0[i32(1)] = _S53 + MXFP4Eights_product_0(_S44[i32(5)], _S56, a_4, b_4);
+    (*_S43).sums_0[i32(2)] = _S54 + MXFP4Eights_product_0(_S44[i32(6)], _S56, a_4, b_4);
+    (*_S43).sums_0[i32(3)] = _S55 + MXFP4Eights_product_0(_S44[i32(7)], _S56, a_4, b_4);
     return;
 }
 
-fn load_eights_1( _S61 : array<u32, i32(4)>,  _S62 : u32,  _S63 : u32,  _S64 : ptr<function, array<MXFP4Eights_Eight_0, i32(4)>>)
+fn load_eights_1( _S60 : array<u32, i32(4)>,  _S61 : u32,  _S62 : u32,  _S63 : ptr<function, array<MXFP4Eights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<MXFP4Eights_Eight_0, i32(4)>;
-    eights_1[i32(0)] = MXFP4Eights_load_0(_S61[i32(0)], _S62);
-    eights_1[i32(1)] = MXFP4Eights_load_1(_S61[i32(1)], _S62);
-    eights_1[i32(2)] = MXFP4Eights_load_0(_S61[i32(2)], _S62);
-    eights_1[i32(3)] = MXFP4Eights_load_1(_S61[i32(3)], _S62);
-    (*_S64) = eights_1;
+    eights_1[i32(0)] = MXFP4Eights_load_0(_S60[i32(0)], _S61);
+    eights_1[i32(1)] = MXFP4Eights_load_1(_S60[i32(1)], _S61);
+    eights_1[i32(2)] = MXFP4Eights_load_0(_S60[i32(2)], _S61);
+    eights_1[i32(3)] = MXFP4Eights_load_1(_S60[i32(3)], _S61);
+    (*_S63) = eights_1;
     return;
 }
 
-fn add_products_1( _S65 : ptr<function, Products_0>,  _S66 : array<MXFP4Eights_Eight_0, i32(4)>,  _S67 : u32,  _S68 : u32,  _S69 : u32,  _S70 : u32)
+fn add_products_1( _S64 : ptr<function, Products_0>,  _S65 : array<MXFP4Eights_Eight_0, i32(4)>,  _S66 : u32,  _S67 : u32,  _S68 : u32,  _S69 : u32)
 {
-    var _S71 : vec2<u32> = MXFP4Eights_places_0(_S69);
-    var _S72 : u32 = _S71.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S67 + _S72];
-    var _S73 : u32 = _S71.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S67 + _S73];
-    (*_S65).squares_0 = (*_S65).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S68 + _S72];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S68 + _S73];
-    (*_S65).sums_0[i32(0)] = (*_S65).sums_0[i32(0)] + MXFP4Eights_product_0(_S66[i32(0)], _S69, a_6, b_6);
-    (*_S65).sums_0[i32(1)] = (*_S65).sums_0[i32(1)] + MXFP4Eights_product_0(_S66[i32(1)], _S69, a_6, b_6);
-    (*_S65).sums_0[i32(2)] = (*_S65).sums_0[i32(2)] + MXFP4Eights_product_0(_S66[i32(2)], _S69, a_6, b_6);
-    (*_S65).sums_0[i32(3)] = (*_S65).sums_0[i32(3)] + MXFP4Eights_product_0(_S66[i32(3)], _S69, a_6, b_6);
+    var _S70 : vec2<u32> = MXFP4Eights_places_0(_S68);
+    var _S71 : u32 = _S70.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S66 + _S71];
+    var _S72 : u32 = _S70.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S66 + _S72];
+    (*_S64).squares_0 = (*_S64).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S67 + _S71];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S67 + _S72];
+    (*_S64).sums_0[i32(0)] = (*_S64).sums_0[i32(0)] + MXFP4Eights_product_0(_S65[i32(0)], _S68, a_6, b_6);
+    (*_S64).sums_0[i32(1)] = (*_S64).sums_0[i32(1)] + MXFP4Eights_product_0(_S65[i32(1)], _S68, a_6, b_6);
+    (*_S64).sums_0[i32(2)] = (*_S64).sums_0[i32(2)] + MXFP4Eights_product_0(_S65[i32(2)], _S68, a_6, b_6);
+    (*_S64).sums_0[i32(3)] = (*_S64).sums_0[i32(3)] + MXFP4Eights_product_0(_S65[i32(3)], _S68, a_6, b_6);
     return;
 }
 
-fn products_of_thread_0( _S74 : array<u32, i32(4)>,  _S75 : u32,  _S76 : u32,  _S77 : u32,  _S78 : u32,  _S79 : u32) -> Products_0
+fn products_of_thread_0( _S73 : array<u32, i32(4)>,  _S74 : u32,  _S75 : u32,  _S76 : u32,  _S77 : u32,  _S78 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -312,112 +316,112 @@ fn products_of_thread_0( _S74 : array<u32, i32(4)>,  _S75 : u32,  _S76 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    var _S80 : u32 = _S75 / u32(8);
+    var _S79 : u32 = _S74 / u32(8);
     var i_3 : u32;
-    if((_S78 + _S79) < _S80)
+    if((_S77 + _S78) < _S79)
     {
-        var _S81 : array<MXFP4Eights_Eight_0, i32(8)>;
-        load_eights_0(_S74, _S78, _S79, &(_S81));
-        i_3 = _S78;
-        var loaded_0 : array<MXFP4Eights_Eight_0, i32(8)> = _S81;
+        var _S80 : array<MXFP4Eights_Eight_0, i32(8)>;
+        load_eights_0(_S73, _S77, _S78, &(_S80));
+        i_3 = _S77;
+        var loaded_0 : array<MXFP4Eights_Eight_0, i32(8)> = _S80;
         for(;;)
         {
-            if((i_3 + u32(3) * _S79) < _S80)
+            if((i_3 + u32(3) * _S78) < _S79)
             {
             }
             else
             {
                 break;
             }
-            var _S82 : u32 = i_3 + u32(2) * _S79;
-            var _S83 : array<MXFP4Eights_Eight_0, i32(8)>;
-            load_eights_0(_S74, _S82, _S79, &(_S83));
-            var _S84 : array<MXFP4Eights_Eight_0, i32(8)> = _S83;
-            add_products_0(&(products_0), loaded_0, _S76, _S77, i_3, _S79);
-            i_3 = _S82;
-            loaded_0 = _S84;
+            var _S81 : u32 = i_3 + u32(2) * _S78;
+            var _S82 : array<MXFP4Eights_Eight_0, i32(8)>;
+            load_eights_0(_S73, _S81, _S78, &(_S82));
+            var _S83 : array<MXFP4Eights_Eight_0, i32(8)> = _S82;
+            add_products_0(&(products_0), loaded_0, _S75, _S76, i_3, _S78);
+            i_3 = _S81;
+            loaded_0 = _S83;
         }
-        add_products_0(&(products_0), loaded_0, _S76, _S77, i_3, _S79);
-        i_3 = i_3 + u32(2) * _S79;
+        add_products_0(&(products_0), loaded_0, _S75, _S76, i_3, _S78);
+        i_3 = i_3 + u32(2) * _S78;
     }
     else
     {
-        i_3 = _S78;
+        i_3 = _S77;
     }
     for(;;)
     {
-        if(i_3 < _S80)
+        if(i_3 < _S79)
         {
         }
         else
         {
             break;
         }
-        var _S85 : array<MXFP4Eights_Eight_0, i32(4)>;
-        load_eights_1(_S74, i_3, _S79, &(_S85));
-        add_products_1(&(products_0), _S85, _S76, _S77, i_3, _S79);
-        i_3 = i_3 + _S79;
+        var _S84 : array<MXFP4Eights_Eight_0, i32(4)>;
+        load_eights_1(_S73, i_3, _S78, &(_S84));
+        add_products_1(&(products_0), _S84, _S75, _S76, i_3, _S78);
+        i_3 = i_3 + _S78;
     }
     return products_0;
 }
 
-fn gated_gemv_0( _S86 : vec3<u32>,  _S87 : u32,  _S88 : ptr<function, GatedGemvParams_std140_0>)
+fn gated_gemv_0( _S85 : vec3<u32>,  _S86 : u32,  _S87 : ptr<function, GatedGemvParams_std140_0>)
 {
     ;
-    var _S89 : u32 = _S13;
+    var _S88 : u32 = _S13;
     ;
-    var _S90 : u32 = _S14;
-    var _S91 : u32 = u32(128) / _S14;
-    var _S92 : u32 = (*_S88).groups_0 * _S91 * u32(2);
-    var _S93 : u32 = group_number_0(_S86) * _S91;
-    var _S94 : u32 = _S87 / _S90;
-    var first_3 : u32 = (_S93 + _S94) * u32(2);
+    var _S89 : u32 = _S14;
+    var _S90 : u32 = u32(128) / _S14;
+    var _S91 : u32 = (*_S87).groups_0 * _S90 * u32(2);
+    var _S92 : u32 = group_number_0(_S85) * _S90;
+    var _S93 : u32 = _S86 / _S89;
+    var first_3 : u32 = (_S92 + _S93) * u32(2);
     for(;;)
     {
-        var _S95 : u32 = (*_S88).n_0;
-        if(first_3 < ((*_S88).n_0))
+        var _S94 : u32 = (*_S87).n_0;
+        if(first_3 < ((*_S87).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S96 : u32 = (*_S88).k_0;
-        var _S97 : array<u32, i32(2)>;
-        begins_of_rows_1((*_S88).gate_offset_0, (*_S88).k_0, first_3, _S95, &(_S97));
-        var _S98 : array<u32, i32(2)> = _S97;
-        var _S99 : array<u32, i32(2)>;
-        begins_of_rows_1((*_S88).up_offset_0, (*_S88).k_0, first_3, _S95, &(_S99));
-        var _S100 : array<u32, i32(2)> = _S99;
+        var _S95 : u32 = (*_S87).k_0;
+        var _S96 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S87).gate_offset_0, (*_S87).k_0, first_3, _S94, &(_S96));
+        var _S97 : array<u32, i32(2)> = _S96;
+        var _S98 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S87).up_offset_0, (*_S87).k_0, first_3, _S94, &(_S98));
+        var _S99 : array<u32, i32(2)> = _S98;
         var begins_2 : array<u32, i32(4)>;
-        begins_2[i32(0)] = _S98[i32(0)];
-        begins_2[i32(1)] = _S100[i32(0)];
-        begins_2[i32(2)] = _S98[i32(1)];
-        begins_2[i32(3)] = _S100[i32(1)];
-        var _S101 : Products_0 = products_of_thread_0(begins_2, _S96, (*_S88).x_offset_0, (*_S88).norm_offset_0, _S89, _S90);
-        var _S102 : f32 = subgroup_sum_0(_S101.squares_0);
-        var _S103 : f32 = 1.0f / sqrt(_S102 / f32(_S96) + (*_S88).eps_0);
-        var _S104 : array<f32, i32(4)>;
-        subgroup_sums_1(_S101.sums_0, &(_S104));
+        begins_2[i32(0)] = _S97[i32(0)];
+        begins_2[i32(1)] = _S99[i32(0)];
+        begins_2[i32(2)] = _S97[i32(1)];
+        begins_2[i32(3)] = _S99[i32(1)];
+        var _S100 : Products_0 = products_of_thread_0(begins_2, _S95, (*_S87).x_offset_0, (*_S87).norm_offset_0, _S88, _S89);
+        var _S101 : f32 = subgroup_sum_0(_S100.squares_0);
+        var _S102 : f32 = 1.0f / sqrt(_S101 / f32(_S95) + (*_S87).eps_0);
+        var _S103 : array<f32, i32(4)>;
+        subgroup_sums_1(_S100.sums_0, &(_S103));
         var results_0 : array<f32, i32(2)>;
-        results_0[i32(0)] = activated_0(_S104[i32(0)] * _S103, (*_S88).activation_0) * (_S104[i32(1)] * _S103);
-        results_0[i32(1)] = activated_0(_S104[i32(2)] * _S103, (*_S88).activation_0) * (_S104[i32(3)] * _S103);
-        var _S105 : u32 = first_3 + _S89;
-        var _S106 : f32 = chosen_1(results_0, _S89);
-        var _S107 : bool;
-        if(_S89 < u32(2))
+        results_0[i32(0)] = activated_0(_S103[i32(0)] * _S102, (*_S87).activation_0) * (_S103[i32(1)] * _S102);
+        results_0[i32(1)] = activated_0(_S103[i32(2)] * _S102, (*_S87).activation_0) * (_S103[i32(3)] * _S102);
+        var _S104 : u32 = first_3 + _S88;
+        var _S105 : f32 = chosen_1(results_0, _S88);
+        var _S106 : bool;
+        if(_S88 < u32(2))
         {
-            _S107 = _S105 < _S95;
+            _S106 = _S104 < _S94;
         }
         else
         {
-            _S107 = false;
+            _S106 = false;
         }
-        if(_S107)
+        if(_S106)
         {
-            entryPointParams_result_0[(*_S88).out_offset_0 + _S105] = _S106;
+            entryPointParams_result_0[(*_S87).out_offset_0 + _S104] = _S105;
         }
-        first_3 = first_3 + _S92;
+        first_3 = first_3 + _S91;
     }
     return;
 }
@@ -428,198 +432,198 @@ struct Products_1
      squares_0 : f32,
 };
 
-fn load_eights_2( _S108 : array<u32, i32(2)>,  _S109 : u32,  _S110 : u32,  _S111 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
+fn load_eights_2( _S107 : array<u32, i32(2)>,  _S108 : u32,  _S109 : u32,  _S110 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
 {
     var eights_2 : array<MXFP4Eights_Eight_0, i32(8)>;
-    eights_2[i32(0)] = MXFP4Eights_load_0(_S108[i32(0)], _S109);
-    eights_2[i32(1)] = MXFP4Eights_load_1(_S108[i32(1)], _S109);
-    var _S112 : u32 = _S109 + _S110;
-    eights_2[i32(2)] = MXFP4Eights_load_0(_S108[i32(0)], _S112);
-    eights_2[i32(3)] = MXFP4Eights_load_1(_S108[i32(1)], _S112);
-    var _S113 : u32 = _S109 + u32(2) * _S110;
-    eights_2[i32(4)] = MXFP4Eights_load_0(_S108[i32(0)], _S113);
-    eights_2[i32(5)] = MXFP4Eights_load_1(_S108[i32(1)], _S113);
-    var _S114 : u32 = _S109 + u32(3) * _S110;
-    eights_2[i32(6)] = MXFP4Eights_load_0(_S108[i32(0)], _S114);
-    eights_2[i32(7)] = MXFP4Eights_load_1(_S108[i32(1)], _S114);
-    (*_S111) = eights_2;
+    eights_2[i32(0)] = MXFP4Eights_load_0(_S107[i32(0)], _S108);
+    eights_2[i32(1)] = MXFP4Eights_load_1(_S107[i32(1)], _S108);
+    var _S111 : u32 = _S108 + _S109;
+    eights_2[i32(2)] = MXFP4Eights_load_0(_S107[i32(0)], _S111);
+    eights_2[i32(3)] = MXFP4Eights_load_1(_S107[i32(1)], _S111);
+    var _S112 : u32 = _S108 + u32(2) * _S109;
+    eights_2[i32(4)] = MXFP4Eights_load_0(_S107[i32(0)], _S112);
+    eights_2[i32(5)] = MXFP4Eights_load_1(_S107[i32(1)], _S112);
+    var _S113 : u32 = _S108 + u32(3) * _S109;
+    eights_2[i32(6)] = MXFP4Eights_load_0(_S107[i32(0)], _S113);
+    eights_2[i32(7)] = MXFP4Eights_load_1(_S107[i32(1)], _S113);
+    (*_S110) = eights_2;
     return;
 }
 
-fn add_products_2( _S115 : ptr<function, Products_1>,  _S116 : array<MXFP4Eights_Eight_0, i32(8)>,  _S117 : u32,  _S118 : u32,  _S119 : u32,  _S120 : u32)
+fn add_products_2( _S114 : ptr<function, Products_1>,  _S115 : array<MXFP4Eights_Eight_0, i32(8)>,  _S116 : u32,  _S117 : u32,  _S118 : u32,  _S119 : u32)
 {
-    var _S121 : vec2<u32> = MXFP4Eights_places_0(_S119);
-    var _S122 : u32 = _S121.x;
-    var a_7 : vec4<f32> = entryPointParams_x_0[_S117 + _S122];
-    var _S123 : u32 = _S121.y;
-    var b_7 : vec4<f32> = entryPointParams_x_0[_S117 + _S123];
-    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S118 + _S122];
-    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S118 + _S123];
-    var _S124 : u32 = _S119 + _S120;
-    var _S125 : vec2<u32> = MXFP4Eights_places_0(_S124);
-    var _S126 : u32 = _S125.x;
-    var a_9 : vec4<f32> = entryPointParams_x_0[_S117 + _S126];
-    var _S127 : u32 = _S125.y;
-    var b_9 : vec4<f32> = entryPointParams_x_0[_S117 + _S127];
-    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S118 + _S126];
-    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S118 + _S127];
-    var _S128 : u32 = _S119 + u32(2) * _S120;
-    var _S129 : vec2<u32> = MXFP4Eights_places_0(_S128);
-    var _S130 : u32 = _S129.x;
-    var a_11 : vec4<f32> = entryPointParams_x_0[_S117 + _S130];
-    var _S131 : u32 = _S129.y;
-    var b_11 : vec4<f32> = entryPointParams_x_0[_S117 + _S131];
-    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S118 + _S130];
-    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S118 + _S131];
-    var _S132 : f32 = (*_S115).sums_0[i32(0)] + MXFP4Eights_product_0(_S116[i32(0)], _S119, a_8, b_8) + MXFP4Eights_product_0(_S116[i32(2)], _S124, a_10, b_10) + MXFP4Eights_product_0(_S116[i32(4)], _S128, a_12, b_12);
-    var _S133 : f32 = (*_S115).sums_0[i32(1)] + MXFP4Eights_product_0(_S116[i32(1)], _S119, a_8, b_8) + MXFP4Eights_product_0(_S116[i32(3)], _S124, a_10, b_10) + MXFP4Eights_product_0(_S116[i32(5)], _S128, a_12, b_12);
-    var _S134 : u32 = _S119 + u32(3) * _S120;
-    var _S135 : vec2<u32> = MXFP4Eights_places_0(_S134);
-    var _S136 : u32 = _S135.x;
-    var a_13 : vec4<f32> = entryPointParams_x_0[_S117 + _S136];
-    var _S137 : u32 = _S135.y;
-    var b_13 : vec4<f32> = entryPointParams_x_0[_S117 + _S137];
-    (*_S115).squares_0 = (*_S115).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
-    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S118 + _S136];
-    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S118 + _S137];
-    (*_S115).sums_0[i32(0)] = _S132 + MXFP4Eights_product_0(_S116[i32(6)], _S134, a_14, b_14);
-    (*_S115).sums_0[i32(1)] = _S133 + MXFP4Eights_product_0(_S116[i32(7)], _S134, a_14, b_14);
+    var _S120 : vec2<u32> = MXFP4Eights_places_0(_S118);
+    var _S121 : u32 = _S120.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S116 + _S121];
+    var _S122 : u32 = _S120.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S116 + _S122];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S117 + _S121];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S117 + _S122];
+    var _S123 : u32 = _S118 + _S119;
+    var _S124 : vec2<u32> = MXFP4Eights_places_0(_S123);
+    var _S125 : u32 = _S124.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S116 + _S125];
+    var _S126 : u32 = _S124.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S116 + _S126];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S117 + _S125];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S117 + _S126];
+    var _S127 : u32 = _S118 + u32(2) * _S119;
+    var _S128 : vec2<u32> = MXFP4Eights_places_0(_S127);
+    var _S129 : u32 = _S128.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S116 + _S129];
+    var _S130 : u32 = _S128.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S116 + _S130];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S117 + _S129];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S117 + _S130];
+    var _S131 : f32 = (*_S114).sums_0[i32(0)] + MXFP4Eights_product_0(_S115[i32(0)], _S118, a_8, b_8) + MXFP4Eights_product_0(_S115[i32(2)], _S123, a_10, b_10) + MXFP4Eights_product_0(_S115[i32(4)], _S127, a_12, b_12);
+    var _S132 : f32 = (*_S114).sums_0[i32(1)] + MXFP4Eights_product_0(_S115[i32(1)], _S118, a_8, b_8) + MXFP4Eights_product_0(_S115[i32(3)], _S123, a_10, b_10) + MXFP4Eights_product_0(_S115[i32(5)], _S127, a_12, b_12);
+    var _S133 : u32 = _S118 + u32(3) * _S119;
+    var _S134 : vec2<u32> = MXFP4Eights_places_0(_S133);
+    var _S135 : u32 = _S134.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S116 + _S135];
+    var _S136 : u32 = _S134.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S116 + _S136];
+    (*_S114).squares_0 = (*_S114).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S117 + _S135];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S117 + _S136];
+    (*_S114).sums_0[i32(0)] = _S131 + MXFP4Eights_product_0(_S115[i32(6)], _S133, a_14, b_14);
+    (*_S114).sums_0[i32(1)] = _S132 + MXFP4Eights_product_0(_S115[i32(7)], _S133, a_14, b_14);
     return;
 }
 
-fn load_eights_3( _S138 : array<u32, i32(2)>,  _S139 : u32,  _S140 : u32,  _S141 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
+fn load_eights_3( _S137 : array<u32, i32(2)>,  _S138 : u32,  _S139 : u32,  _S140 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
 {
     var eights_3 : array<MXFP4Eights_Eight_0, i32(2)>;
-    eights_3[i32(0)] = MXFP4Eights_load_0(_S138[i32(0)], _S139);
-    eights_3[i32(1)] = MXFP4Eights_load_1(_S138[i32(1)], _S139);
-    (*_S141) = eights_3;
+    eights_3[i32(0)] = MXFP4Eights_load_0(_S137[i32(0)], _S138);
+    eights_3[i32(1)] = MXFP4Eights_load_1(_S137[i32(1)], _S138);
+    (*_S140) = eights_3;
     return;
 }
 
-fn add_products_3( _S142 : ptr<function, Products_1>,  _S143 : array<MXFP4Eights_Eight_0, i32(2)>,  _S144 : u32,  _S145 : u32,  _S146 : u32,  _S147 : u32)
+fn add_products_3( _S141 : ptr<function, Products_1>,  _S142 : array<MXFP4Eights_Eight_0, i32(2)>,  _S143 : u32,  _S144 : u32,  _S145 : u32,  _S146 : u32)
 {
-    var _S148 : vec2<u32> = MXFP4Eights_places_0(_S146);
-    var _S149 : u32 = _S148.x;
-    var a_15 : vec4<f32> = entryPointParams_x_0[_S144 + _S149];
-    var _S150 : u32 = _S148.y;
-    var b_15 : vec4<f32> = entryPointParams_x_0[_S144 + _S150];
-    (*_S142).squares_0 = (*_S142).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
-    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S145 + _S149];
-    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S145 + _S150];
-    (*_S142).sums_0[i32(0)] = (*_S142).sums_0[i32(0)] + MXFP4Eights_product_0(_S143[i32(0)], _S146, a_16, b_16);
-    (*_S142).sums_0[i32(1)] = (*_S142).sums_0[i32(1)] + MXFP4Eights_product_0(_S143[i32(1)], _S146, a_16, b_16);
+    var _S147 : vec2<u32> = MXFP4Eights_places_0(_S145);
+    var _S148 : u32 = _S147.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S143 + _S148];
+    var _S149 : u32 = _S147.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S143 + _S149];
+    (*_S141).squares_0 = (*_S141).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S144 + _S148];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S144 + _S149];
+    (*_S141).sums_0[i32(0)] = (*_S141).sums_0[i32(0)] + MXFP4Eights_product_0(_S142[i32(0)], _S145, a_16, b_16);
+    (*_S141).sums_0[i32(1)] = (*_S141).sums_0[i32(1)] + MXFP4Eights_product_0(_S142[i32(1)], _S145, a_16, b_16);
     return;
 }
 
-fn products_of_thread_1( _S151 : array<u32, i32(2)>,  _S152 : u32,  _S153 : u32,  _S154 : u32,  _S155 : u32,  _S156 : u32) -> Products_1
+fn products_of_thread_1( _S150 : array<u32, i32(2)>,  _S151 : u32,  _S152 : u32,  _S153 : u32,  _S154 : u32,  _S155 : u32) -> Products_1
 {
     var products_1 : Products_1;
     products_1.squares_0 = 0.0f;
     products_1.sums_0[i32(0)] = 0.0f;
     products_1.sums_0[i32(1)] = 0.0f;
-    var _S157 : u32 = _S152 / u32(8);
+    var _S156 : u32 = _S151 / u32(8);
     var i_4 : u32;
-    if((_S155 + u32(3) * _S156) < _S157)
+    if((_S154 + u32(3) * _S155) < _S156)
     {
-        var _S158 : array<MXFP4Eights_Eight_0, i32(8)>;
-        load_eights_2(_S151, _S155, _S156, &(_S158));
-        i_4 = _S155;
-        var loaded_1 : array<MXFP4Eights_Eight_0, i32(8)> = _S158;
+        var _S157 : array<MXFP4Eights_Eight_0, i32(8)>;
+        load_eights_2(_S150, _S154, _S155, &(_S157));
+        i_4 = _S154;
+        var loaded_1 : array<MXFP4Eights_Eight_0, i32(8)> = _S157;
         for(;;)
         {
-            if((i_4 + u32(7) * _S156) < _S157)
+            if((i_4 + u32(7) * _S155) < _S156)
             {
             }
             else
             {
                 break;
             }
-            var _S159 : u32 = i_4 + u32(4) * _S156;
-            var _S160 : array<MXFP4Eights_Eight_0, i32(8)>;
-            load_eights_2(_S151, _S159, _S156, &(_S160));
-            var _S161 : array<MXFP4Eights_Eight_0, i32(8)> = _S160;
-            add_products_2(&(products_1), loaded_1, _S153, _S154, i_4, _S156);
-            i_4 = _S159;
-            loaded_1 = _S161;
+            var _S158 : u32 = i_4 + u32(4) * _S155;
+            var _S159 : array<MXFP4Eights_Eight_0, i32(8)>;
+            load_eights_2(_S150, _S158, _S155, &(_S159));
+            var _S160 : array<MXFP4Eights_Eight_0, i32(8)> = _S159;
+            add_products_2(&(products_1), loaded_1, _S152, _S153, i_4, _S155);
+            i_4 = _S158;
+            loaded_1 = _S160;
         }
-        add_products_2(&(products_1), loaded_1, _S153, _S154, i_4, _S156);
-        i_4 = i_4 + u32(4) * _S156;
+        add_products_2(&(products_1), loaded_1, _S152, _S153, i_4, _S155);
+        i_4 = i_4 + u32(4) * _S155;
     }
     else
     {
-        i_4 = _S155;
+        i_4 = _S154;
     }
     for(;;)
     {
-        if(i_4 < _S157)
+        if(i_4 < _S156)
         {
         }
         else
         {
             break;
         }
-        var _S162 : array<MXFP4Eights_Eight_0, i32(2)>;
-        load_eights_3(_S151, i_4, _S156, &(_S162));
-        add_products_3(&(products_1), _S162, _S153, _S154, i_4, _S156);
-        i_4 = i_4 + _S156;
+        var _S161 : array<MXFP4Eights_Eight_0, i32(2)>;
+        load_eights_3(_S150, i_4, _S155, &(_S161));
+        add_products_3(&(products_1), _S161, _S152, _S153, i_4, _S155);
+        i_4 = i_4 + _S155;
     }
     return products_1;
 }
 
-fn gated_gemv_1( _S163 : vec3<u32>,  _S164 : u32,  _S165 : ptr<function, GatedGemvParams_std140_0>)
+fn gated_gemv_1( _S162 : vec3<u32>,  _S163 : u32,  _S164 : ptr<function, GatedGemvParams_std140_0>)
 {
     ;
-    var _S166 : u32 = _S13;
+    var _S165 : u32 = _S13;
     ;
-    var _S167 : u32 = _S14;
-    var _S168 : u32 = u32(128) / _S14;
-    var _S169 : u32 = (*_S165).groups_0 * _S168;
-    var _S170 : u32 = group_number_0(_S163) * _S168;
-    var _S171 : u32 = _S164 / _S167;
-    var first_4 : u32 = _S170 + _S171;
+    var _S166 : u32 = _S14;
+    var _S167 : u32 = u32(128) / _S14;
+    var _S168 : u32 = (*_S164).groups_0 * _S167;
+    var _S169 : u32 = group_number_0(_S162) * _S167;
+    var _S170 : u32 = _S163 / _S166;
+    var first_4 : u32 = _S169 + _S170;
     for(;;)
     {
-        var _S172 : u32 = (*_S165).n_0;
-        if(first_4 < ((*_S165).n_0))
+        var _S171 : u32 = (*_S164).n_0;
+        if(first_4 < ((*_S164).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S173 : u32 = (*_S165).k_0;
-        var _S174 : array<u32, i32(1)>;
-        begins_of_rows_0((*_S165).gate_offset_0, (*_S165).k_0, first_4, _S172, &(_S174));
-        var _S175 : array<u32, i32(1)> = _S174;
-        var _S176 : array<u32, i32(1)>;
-        begins_of_rows_0((*_S165).up_offset_0, (*_S165).k_0, first_4, _S172, &(_S176));
-        var _S177 : array<u32, i32(1)> = _S176;
+        var _S172 : u32 = (*_S164).k_0;
+        var _S173 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S164).gate_offset_0, (*_S164).k_0, first_4, _S171, &(_S173));
+        var _S174 : array<u32, i32(1)> = _S173;
+        var _S175 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S164).up_offset_0, (*_S164).k_0, first_4, _S171, &(_S175));
+        var _S176 : array<u32, i32(1)> = _S175;
         var begins_3 : array<u32, i32(2)>;
-        begins_3[i32(0)] = _S175[i32(0)];
-        begins_3[i32(1)] = _S177[i32(0)];
-        var _S178 : Products_1 = products_of_thread_1(begins_3, _S173, (*_S165).x_offset_0, (*_S165).norm_offset_0, _S166, _S167);
-        var _S179 : f32 = subgroup_sum_0(_S178.squares_0);
-        var _S180 : f32 = 1.0f / sqrt(_S179 / f32(_S173) + (*_S165).eps_0);
-        var _S181 : array<f32, i32(2)>;
-        subgroup_sums_0(_S178.sums_0, &(_S181));
+        begins_3[i32(0)] = _S174[i32(0)];
+        begins_3[i32(1)] = _S176[i32(0)];
+        var _S177 : Products_1 = products_of_thread_1(begins_3, _S172, (*_S164).x_offset_0, (*_S164).norm_offset_0, _S165, _S166);
+        var _S178 : f32 = subgroup_sum_0(_S177.squares_0);
+        var _S179 : f32 = 1.0f / sqrt(_S178 / f32(_S172) + (*_S164).eps_0);
+        var _S180 : array<f32, i32(2)>;
+        subgroup_sums_0(_S177.sums_0, &(_S180));
         var results_1 : array<f32, i32(1)>;
-        results_1[i32(0)] = activated_0(_S181[i32(0)] * _S180, (*_S165).activation_0) * (_S181[i32(1)] * _S180);
-        var _S182 : u32 = first_4 + _S166;
-        var _S183 : f32 = chosen_0(results_1, _S166);
-        var _S184 : bool;
-        if(_S166 < u32(1))
+        results_1[i32(0)] = activated_0(_S180[i32(0)] * _S179, (*_S164).activation_0) * (_S180[i32(1)] * _S179);
+        var _S181 : u32 = first_4 + _S165;
+        var _S182 : f32 = chosen_0(results_1, _S165);
+        var _S183 : bool;
+        if(_S165 < u32(1))
         {
-            _S184 = _S182 < _S172;
+            _S183 = _S181 < _S171;
         }
         else
         {
-            _S184 = false;
+            _S183 = false;
         }
-        if(_S184)
+        if(_S183)
         {
-            entryPointParams_result_0[(*_S165).out_offset_0 + _S182] = _S183;
+            entryPointParams_result_0[(*_S164).out_offset_0 + _S181] = _S182;
         }
-        first_4 = first_4 + _S169;
+        first_4 = first_4 + _S168;
     }
     return;
 }
@@ -632,13 +636,13 @@ fn gated_gemv_mxfp4(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_i
     _S14 = _builtinWaveLaneCount_0;
     if((entryPointParams_0.p_0.wide_0) != u32(0))
     {
-        var _S185 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
-        gated_gemv_0(group_1, thread_0, &(_S185));
+        var _S184 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_0(group_1, thread_0, &(_S184));
     }
     else
     {
-        var _S186 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
-        gated_gemv_1(group_1, thread_0, &(_S186));
+        var _S185 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_1(group_1, thread_0, &(_S185));
     }
     return;
 }

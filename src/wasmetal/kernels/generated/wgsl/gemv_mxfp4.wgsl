@@ -171,67 +171,71 @@ struct MXFP4Eights_Eight_0
      scale_0 : f32,
 };
 
-fn word_from_byte_0( byte_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
+fn low_after_shift_0( low_0 : u32,  high_0 : u32,  shift_0 : u32) -> u32
 {
-    var _S17 : u32 = byte_0 % u32(4) * u32(8);
-    var _S18 : u32;
-    if(_S17 == u32(0))
+    var _S17 : u32;
+    if(shift_0 == u32(0))
     {
-        _S18 = first_1;
+        _S17 = low_0;
     }
     else
     {
-        _S18 = (((first_1 >> (_S17))) | (((second_0 << ((u32(32) - _S17))))));
+        _S17 = (((low_0 >> (shift_0))) | (((high_0 << ((u32(32) - shift_0))))));
     }
-    return _S18;
+    return _S17;
 }
 
-fn fp4_scale_0( _S19 : u32,  _S20 : u32) -> f32
+fn word_from_byte_0( byte_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
 {
-    var _S21 : u32 = (((entryPointParams_weight_0[_S19 + _S20 / u32(4)] >> ((_S20 % u32(4) * u32(8))))) & (u32(255)));
-    var _S22 : u32;
-    if(_S21 < u32(2))
+    return low_after_shift_0(first_1, second_0, byte_0 % u32(4) * u32(8));
+}
+
+fn fp4_scale_0( _S18 : u32,  _S19 : u32) -> f32
+{
+    var _S20 : u32 = (((entryPointParams_weight_0[_S18 + _S19 / u32(4)] >> ((_S19 % u32(4) * u32(8))))) & (u32(255)));
+    var _S21 : u32;
+    if(_S20 < u32(2))
     {
-        _S22 = u32((i32(2097152) << (_S21)));
+        _S21 = u32((i32(2097152) << (_S20)));
     }
     else
     {
-        _S22 = ((_S21 - u32(1)) << (u32(23)));
+        _S21 = ((_S20 - u32(1)) << (u32(23)));
     }
-    return (bitcast<f32>((_S22)));
+    return (bitcast<f32>((_S21)));
 }
 
 fn MXFP4Eights_Eight_x24init_0( q_1 : u32,  scale_1 : f32) -> MXFP4Eights_Eight_0
 {
-    var _S23 : MXFP4Eights_Eight_0;
-    _S23.q_0 = q_1;
-    _S23.scale_0 = scale_1;
-    return _S23;
+    var _S22 : MXFP4Eights_Eight_0;
+    _S22.q_0 = q_1;
+    _S22.scale_0 = scale_1;
+    return _S22;
 }
 
-fn MXFP4Eights_load_0( _S24 : u32,  _S25 : u32) -> MXFP4Eights_Eight_0
+fn MXFP4Eights_load_0( _S23 : u32,  _S24 : u32) -> MXFP4Eights_Eight_0
 {
-    var _S26 : u32 = _S24 + _S25 / u32(4) * u32(17);
-    var _S27 : u32 = _S26 + u32(1) + _S25 % u32(4) * u32(4);
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S27, entryPointParams_weight_0[_S27 / u32(4)], entryPointParams_weight_0[_S27 / u32(4) + min(_S27 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S26));
+    var _S25 : u32 = _S23 + _S24 / u32(4) * u32(17);
+    var _S26 : u32 = _S25 + u32(1) + _S24 % u32(4) * u32(4);
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S26, entryPointParams_weight_0[_S26 / u32(4)], entryPointParams_weight_0[_S26 / u32(4) + min(_S26 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S25));
 }
 
-fn load_eights_0( _S28 : array<u32, i32(2)>,  _S29 : u32,  _S30 : u32,  _S31 : ptr<function, array<MXFP4Eights_Eight_0, i32(4)>>)
+fn load_eights_0( _S27 : array<u32, i32(2)>,  _S28 : u32,  _S29 : u32,  _S30 : ptr<function, array<MXFP4Eights_Eight_0, i32(4)>>)
 {
     var eights_0 : array<MXFP4Eights_Eight_0, i32(4)>;
-    eights_0[i32(0)] = MXFP4Eights_load_0(_S28[i32(0)], _S29);
-    eights_0[i32(1)] = MXFP4Eights_load_0(_S28[i32(1)], _S29);
-    var _S32 : u32 = _S29 + _S30;
-    eights_0[i32(2)] = MXFP4Eights_load_0(_S28[i32(0)], _S32);
-    eights_0[i32(3)] = MXFP4Eights_load_0(_S28[i32(1)], _S32);
-    (*_S31) = eights_0;
+    eights_0[i32(0)] = MXFP4Eights_load_0(_S27[i32(0)], _S28);
+    eights_0[i32(1)] = MXFP4Eights_load_0(_S27[i32(1)], _S28);
+    var _S31 : u32 = _S28 + _S29;
+    eights_0[i32(2)] = MXFP4Eights_load_0(_S27[i32(0)], _S31);
+    eights_0[i32(3)] = MXFP4Eights_load_0(_S27[i32(1)], _S31);
+    (*_S30) = eights_0;
     return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S33 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S33, i_0 / u32(4) * u32(8) + _S33 + u32(4));
+    var _S32 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S32, i_0 / u32(4) * u32(8) + _S32 + u32(4));
 }
 
 fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -241,10 +245,10 @@ fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
 
 fn doubled_fp4_0( word_0 : u32) -> vec4<f32>
 {
-    var _S34 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
-    var _S35 : vec4<u32> = _S34 % vec4<u32>(u32(8));
-    var _S36 : vec4<u32> = vec4<u32>(u32(2));
-    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S35 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S34 >> (_S36))) & (_S36)))));
+    var _S33 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
+    var _S34 : vec4<u32> = _S33 % vec4<u32>(u32(8));
+    var _S35 : vec4<u32> = vec4<u32>(u32(2));
+    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S34 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S33 >> (_S35))) & (_S35)))));
 }
 
 fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -252,146 +256,146 @@ fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4
     return eight_0.scale_0 * (dot(doubled_fp4_0(eight_0.q_0), a_0) + dot(doubled_fp4_0(((eight_0.q_0) >> (u32(4)))), b_0));
 }
 
-fn add_products_0( _S37 : ptr<function, Products_0>,  _S38 : array<MXFP4Eights_Eight_0, i32(4)>,  _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : u32)
+fn add_products_0( _S36 : ptr<function, Products_0>,  _S37 : array<MXFP4Eights_Eight_0, i32(4)>,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32)
 {
-    var _S43 : vec2<u32> = MXFP4Eights_places_0(_S41);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S39 + _S43.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S39 + _S43.y];
-    var _S44 : f32 = (*_S37).sums_0[i32(1)] + MXFP4Eights_product_0(_S38[i32(1)], _S41, a_1, b_1);
-    var _S45 : u32 = _S41 + _S42;
-    var _S46 : vec2<u32> = MXFP4Eights_places_0(_S45);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S39 + _S46.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S39 + _S46.y];
-    (*_S37).sums_0[i32(0)] = (*_S37).sums_0[i32(0)] + MXFP4Eights_product_0(_S38[i32(0)], _S41, a_1, b_1) + MXFP4Eights_product_0(_S38[i32(2)], _S45, a_2, b_2);
-    (*_S37).sums_0[i32(1)] = _S44 + MXFP4Eights_product_0(_S38[i32(3)], _S45, a_2, b_2);
+    var _S42 : vec2<u32> = MXFP4Eights_places_0(_S40);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S38 + _S42.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S38 + _S42.y];
+    var _S43 : f32 = (*_S36).sums_0[i32(1)] + MXFP4Eights_product_0(_S37[i32(1)], _S40, a_1, b_1);
+    var _S44 : u32 = _S40 + _S41;
+    var _S45 : vec2<u32> = MXFP4Eights_places_0(_S44);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S38 + _S45.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S38 + _S45.y];
+    (*_S36).sums_0[i32(0)] = (*_S36).sums_0[i32(0)] + MXFP4Eights_product_0(_S37[i32(0)], _S40, a_1, b_1) + MXFP4Eights_product_0(_S37[i32(2)], _S44, a_2, b_2);
+    (*_S36).sums_0[i32(1)] = _S43 + MXFP4Eights_product_0(_S37[i32(3)], _S44, a_2, b_2);
     return;
 }
 
-fn load_eights_1( _S47 : array<u32, i32(2)>,  _S48 : u32,  _S49 : u32,  _S50 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
+fn load_eights_1( _S46 : array<u32, i32(2)>,  _S47 : u32,  _S48 : u32,  _S49 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
 {
     var eights_1 : array<MXFP4Eights_Eight_0, i32(2)>;
-    eights_1[i32(0)] = MXFP4Eights_load_0(_S47[i32(0)], _S48);
-    eights_1[i32(1)] = MXFP4Eights_load_0(_S47[i32(1)], _S48);
-    (*_S50) = eights_1;
+    eights_1[i32(0)] = MXFP4Eights_load_0(_S46[i32(0)], _S47);
+    eights_1[i32(1)] = MXFP4Eights_load_0(_S46[i32(1)], _S47);
+    (*_S49) = eights_1;
     return;
 }
 
-fn add_products_1( _S51 : ptr<function, Products_0>,  _S52 : array<MXFP4Eights_Eight_0, i32(2)>,  _S53 : u32,  _S54 : u32,  _S55 : u32,  _S56 : u32)
+fn add_products_1( _S50 : ptr<function, Products_0>,  _S51 : array<MXFP4Eights_Eight_0, i32(2)>,  _S52 : u32,  _S53 : u32,  _S54 : u32,  _S55 : u32)
 {
-    var _S57 : vec2<u32> = MXFP4Eights_places_0(_S55);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S53 + _S57.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S53 + _S57.y];
-    (*_S51).sums_0[i32(0)] = (*_S51).sums_0[i32(0)] + MXFP4Eights_product_0(_S52[i32(0)], _S55, a_3, b_3);
-    (*_S51).sums_0[i32(1)] = (*_S51).sums_0[i32(1)] + MXFP4Eights_product_0(_S52[i32(1)], _S55, a_3, b_3);
+    var _S56 : vec2<u32> = MXFP4Eights_places_0(_S54);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S52 + _S56.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S52 + _S56.y];
+    (*_S50).sums_0[i32(0)] = (*_S50).sums_0[i32(0)] + MXFP4Eights_product_0(_S51[i32(0)], _S54, a_3, b_3);
+    (*_S50).sums_0[i32(1)] = (*_S50).sums_0[i32(1)] + MXFP4Eights_product_0(_S51[i32(1)], _S54, a_3, b_3);
     return;
 }
 
-fn products_of_thread_0( _S58 : array<u32, i32(2)>,  _S59 : u32,  _S60 : u32,  _S61 : u32,  _S62 : u32,  _S63 : u32) -> Products_0
+fn products_of_thread_0( _S57 : array<u32, i32(2)>,  _S58 : u32,  _S59 : u32,  _S60 : u32,  _S61 : u32,  _S62 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    var _S64 : u32 = _S59 / u32(8);
+    var _S63 : u32 = _S58 / u32(8);
     var i_3 : u32;
-    if((_S62 + _S63) < _S64)
+    if((_S61 + _S62) < _S63)
     {
-        var _S65 : array<MXFP4Eights_Eight_0, i32(4)>;
-        load_eights_0(_S58, _S62, _S63, &(_S65));
-        i_3 = _S62;
-        var loaded_0 : array<MXFP4Eights_Eight_0, i32(4)> = _S65;
+        var _S64 : array<MXFP4Eights_Eight_0, i32(4)>;
+        load_eights_0(_S57, _S61, _S62, &(_S64));
+        i_3 = _S61;
+        var loaded_0 : array<MXFP4Eights_Eight_0, i32(4)> = _S64;
         for(;;)
         {
-            if((i_3 + u32(3) * _S63) < _S64)
+            if((i_3 + u32(3) * _S62) < _S63)
             {
             }
             else
             {
                 break;
             }
-            var _S66 : u32 = i_3 + u32(2) * _S63;
-            var _S67 : array<MXFP4Eights_Eight_0, i32(4)>;
-            load_eights_0(_S58, _S66, _S63, &(_S67));
-            var _S68 : array<MXFP4Eights_Eight_0, i32(4)> = _S67;
-            add_products_0(&(products_0), loaded_0, _S60, _S61, i_3, _S63);
-            i_3 = _S66;
-            loaded_0 = _S68;
+            var _S65 : u32 = i_3 + u32(2) * _S62;
+            var _S66 : array<MXFP4Eights_Eight_0, i32(4)>;
+            load_eights_0(_S57, _S65, _S62, &(_S66));
+            var _S67 : array<MXFP4Eights_Eight_0, i32(4)> = _S66;
+            add_products_0(&(products_0), loaded_0, _S59, _S60, i_3, _S62);
+            i_3 = _S65;
+            loaded_0 = _S67;
         }
-        add_products_0(&(products_0), loaded_0, _S60, _S61, i_3, _S63);
-        i_3 = i_3 + u32(2) * _S63;
+        add_products_0(&(products_0), loaded_0, _S59, _S60, i_3, _S62);
+        i_3 = i_3 + u32(2) * _S62;
     }
     else
     {
-        i_3 = _S62;
+        i_3 = _S61;
     }
     for(;;)
     {
-        if(i_3 < _S64)
+        if(i_3 < _S63)
         {
         }
         else
         {
             break;
         }
-        var _S69 : array<MXFP4Eights_Eight_0, i32(2)>;
-        load_eights_1(_S58, i_3, _S63, &(_S69));
-        add_products_1(&(products_0), _S69, _S60, _S61, i_3, _S63);
-        i_3 = i_3 + _S63;
+        var _S68 : array<MXFP4Eights_Eight_0, i32(2)>;
+        load_eights_1(_S57, i_3, _S62, &(_S68));
+        add_products_1(&(products_0), _S68, _S59, _S60, i_3, _S62);
+        i_3 = i_3 + _S62;
     }
     return products_0;
 }
 
-fn gemv_0( _S70 : vec3<u32>,  _S71 : u32,  _S72 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S69 : vec3<u32>,  _S70 : u32,  _S71 : ptr<function, GemvParams_std140_0>)
 {
-    var first_2 : u32 = group_number_0(_S70) * u32(2);
+    var first_2 : u32 = group_number_0(_S69) * u32(2);
     for(;;)
     {
-        var _S73 : u32 = (*_S72).n_0;
-        if(first_2 < ((*_S72).n_0))
+        var _S72 : u32 = (*_S71).n_0;
+        if(first_2 < ((*_S71).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S74 : u32 = first_2 + _S71;
-        var _S75 : bool;
-        if(_S71 < u32(2))
+        var _S73 : u32 = first_2 + _S70;
+        var _S74 : bool;
+        if(_S70 < u32(2))
         {
-            _S75 = _S74 < _S73;
+            _S74 = _S73 < _S72;
+        }
+        else
+        {
+            _S74 = false;
+        }
+        var _S75 : bool;
+        if(_S74)
+        {
+            _S75 = ((*_S71).accumulate_0) != u32(0);
         }
         else
         {
             _S75 = false;
         }
-        var _S76 : bool;
+        var sum_0 : f32;
         if(_S75)
         {
-            _S76 = ((*_S72).accumulate_0) != u32(0);
-        }
-        else
-        {
-            _S76 = false;
-        }
-        var sum_0 : f32;
-        if(_S76)
-        {
-            sum_0 = entryPointParams_result_0[(*_S72).out_offset_0 + _S74];
+            sum_0 = entryPointParams_result_0[(*_S71).out_offset_0 + _S73];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S77 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S72).weight_offset_0, (*_S72).k_0, first_2, _S73, &(_S77));
-        var _S78 : array<f32, i32(2)>;
-        group_sums_0(products_of_thread_0(_S77, (*_S72).k_0, (*_S72).x_offset_0, u32(0), _S71, u32(128)).sums_0, _S71, &(_S78));
-        var sum_1 : f32 = sum_0 + chosen_0(_S78, _S71);
-        if(_S75)
+        var _S76 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S71).weight_offset_0, (*_S71).k_0, first_2, _S72, &(_S76));
+        var _S77 : array<f32, i32(2)>;
+        group_sums_0(products_of_thread_0(_S76, (*_S71).k_0, (*_S71).x_offset_0, u32(0), _S70, u32(128)).sums_0, _S70, &(_S77));
+        var sum_1 : f32 = sum_0 + chosen_0(_S77, _S70);
+        if(_S74)
         {
-            entryPointParams_result_0[(*_S72).out_offset_0 + _S74] = sum_1;
+            entryPointParams_result_0[(*_S71).out_offset_0 + _S73] = sum_1;
         }
-        first_2 = first_2 + (*_S72).groups_0 * u32(2);
+        first_2 = first_2 + (*_S71).groups_0 * u32(2);
     }
     return;
 }
@@ -402,7 +406,7 @@ fn gemv_mxfp4(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocat
 {
     _S5 = _builtinWaveLaneCount_0;
     _S6 = _builtinWaveLaneIndex_0;
-    var _S79 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_1, &(_S79));
+    var _S78 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_1, &(_S78));
     return;
 }

@@ -146,71 +146,75 @@ struct MXFP4Eights_Eight_0
      scale_0 : f32,
 };
 
-fn word_from_byte_0( byte_0 : u32,  first_2 : u32,  second_0 : u32) -> u32
+fn low_after_shift_0( low_0 : u32,  high_0 : u32,  shift_0 : u32) -> u32
 {
-    var _S16 : u32 = byte_0 % u32(4) * u32(8);
-    var _S17 : u32;
-    if(_S16 == u32(0))
+    var _S16 : u32;
+    if(shift_0 == u32(0))
     {
-        _S17 = first_2;
+        _S16 = low_0;
     }
     else
     {
-        _S17 = (((first_2 >> (_S16))) | (((second_0 << ((u32(32) - _S16))))));
+        _S16 = (((low_0 >> (shift_0))) | (((high_0 << ((u32(32) - shift_0))))));
     }
-    return _S17;
+    return _S16;
 }
 
-fn fp4_scale_0( _S18 : u32,  _S19 : u32) -> f32
+fn word_from_byte_0( byte_0 : u32,  first_2 : u32,  second_0 : u32) -> u32
 {
-    var _S20 : u32 = (((entryPointParams_weight_0[_S18 + _S19 / u32(4)] >> ((_S19 % u32(4) * u32(8))))) & (u32(255)));
-    var _S21 : u32;
-    if(_S20 < u32(2))
+    return low_after_shift_0(first_2, second_0, byte_0 % u32(4) * u32(8));
+}
+
+fn fp4_scale_0( _S17 : u32,  _S18 : u32) -> f32
+{
+    var _S19 : u32 = (((entryPointParams_weight_0[_S17 + _S18 / u32(4)] >> ((_S18 % u32(4) * u32(8))))) & (u32(255)));
+    var _S20 : u32;
+    if(_S19 < u32(2))
     {
-        _S21 = u32((i32(2097152) << (_S20)));
+        _S20 = u32((i32(2097152) << (_S19)));
     }
     else
     {
-        _S21 = ((_S20 - u32(1)) << (u32(23)));
+        _S20 = ((_S19 - u32(1)) << (u32(23)));
     }
-    return (bitcast<f32>((_S21)));
+    return (bitcast<f32>((_S20)));
 }
 
 fn MXFP4Eights_Eight_x24init_0( q_1 : u32,  scale_1 : f32) -> MXFP4Eights_Eight_0
 {
-    var _S22 : MXFP4Eights_Eight_0;
-    _S22.q_0 = q_1;
-    _S22.scale_0 = scale_1;
-    return _S22;
+    var _S21 : MXFP4Eights_Eight_0;
+    _S21.q_0 = q_1;
+    _S21.scale_0 = scale_1;
+    return _S21;
 }
 
-fn MXFP4Eights_load_0( _S23 : u32,  _S24 : u32) -> MXFP4Eights_Eight_0
+fn MXFP4Eights_load_0( _S22 : u32,  _S23 : u32) -> MXFP4Eights_Eight_0
 {
-    var _S25 : u32 = _S23 + _S24 / u32(4) * u32(17);
-    var _S26 : u32 = _S25 + u32(1) + _S24 % u32(4) * u32(4);
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S26, entryPointParams_weight_0[_S26 / u32(4)], entryPointParams_weight_0[_S26 / u32(4) + min(_S26 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S25));
+    var _S24 : u32 = _S22 + _S23 / u32(4) * u32(17);
+    var _S25 : u32 = _S24 + u32(1) + _S23 % u32(4) * u32(4);
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S25, entryPointParams_weight_0[_S25 / u32(4)], entryPointParams_weight_0[_S25 / u32(4) + min(_S25 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S24));
 }
 
-fn load_eights_0( _S27 : array<u32, i32(4)>,  _S28 : u32,  _S29 : u32,  _S30 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
+fn load_eights_0( _S26 : array<u32, i32(4)>,  _S27 : u32,  _S28 : u32,  _S29 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
 {
     var eights_0 : array<MXFP4Eights_Eight_0, i32(8)>;
-    eights_0[i32(0)] = MXFP4Eights_load_0(_S27[i32(0)], _S28);
-    eights_0[i32(1)] = MXFP4Eights_load_0(_S27[i32(1)], _S28);
-    eights_0[i32(2)] = MXFP4Eights_load_0(_S27[i32(2)], _S28);
-    eights_0[i32(3)] = MXFP4Eights_load_0(_S27[i32(3)], _S28);
-    var _S31 : u32 = _S28 + _S29;
-    eights_0[i32(4)] = MXFP4Eights_load_0(_S27[i32(0)], _S31);
-    eights_0[i32(5)] = MXFP4Eights_load_0(_S27[i32(1)], _S31);
-    eights_0[i32(6)] = MXFP4Eights_load_0(_S27[i32(2)], _S31);
-    eights_0[i32(7)] = MXFP4Eights_load_0(_S27[i32(3)], _S31);
-    (*_S30) = eights_0;
+    eights_0[i32(0)] = MXFP4Eights_load_0(_S26[i32(0)], _S27);
+    eights_0[i32(1)] = MXFP4Eights_load_0(_S26[i32(1)], _S27);
+    eights_0[i32(2)] = MXFP4Eights_load_0(_S26[i32(2)], _S27);
+    eights_0[i32(3)] = MXFP4Eights_load_0(_S26[i32(3)], _S27);
+    var _S30 : u32 = _S27 + _S28;
+    eights_0[i32(4)] = MXFP4Eights_load_0(_S26[i32(0)], _S30);
+    eights_0[i32(5)] = MXFP4Eights_load_0(_S26[i32(1)], _S30);
+    eights_0[i32(6)] = MXFP4Eights_load_0(_S26[i32(2)], _S30);
+    eights_0[i32(7)] = MXFP4Eights_load_0(_S26[i32(3)], _S30);
+    (*_S29) = eights_0;
     return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S32 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S32, i_0 / u32(4) * u32(8) + _S32 + u32(4));
+    var _S31 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S31, i_0 / u32(4) * u32(8) + _S31 + u32(4));
 }
 
 fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -220,10 +224,10 @@ fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
 
 fn doubled_fp4_0( word_0 : u32) -> vec4<f32>
 {
-    var _S33 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
-    var _S34 : vec4<u32> = _S33 % vec4<u32>(u32(8));
-    var _S35 : vec4<u32> = vec4<u32>(u32(2));
-    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S34 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S33 >> (_S35))) & (_S35)))));
+    var _S32 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
+    var _S33 : vec4<u32> = _S32 % vec4<u32>(u32(8));
+    var _S34 : vec4<u32> = vec4<u32>(u32(2));
+    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S33 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S32 >> (_S34))) & (_S34)))));
 }
 
 fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -231,64 +235,64 @@ fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4
     return eight_0.scale_0 * (dot(doubled_fp4_0(eight_0.q_0), a_0) + dot(doubled_fp4_0(((eight_0.q_0) >> (u32(4)))), b_0));
 }
 
-fn add_products_0( _S36 : ptr<function, Products_0>,  _S37 : array<MXFP4Eights_Eight_0, i32(8)>,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32)
+fn add_products_0( _S35 : ptr<function, Products_0>,  _S36 : array<MXFP4Eights_Eight_0, i32(8)>,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32)
 {
-    var _S42 : vec2<u32> = MXFP4Eights_places_0(_S40);
-    var _S43 : u32 = _S42.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S38 + _S43];
-    var _S44 : u32 = _S42.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S38 + _S44];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S39 + _S43];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S39 + _S44];
-    var _S45 : f32 = (*_S36).sums_0[i32(0)] + MXFP4Eights_product_0(_S37[i32(0)], _S40, a_2, b_2);
-    var _S46 : f32 = (*_S36).sums_0[i32(1)] + MXFP4Eights_product_0(_S37[i32(1)], _S40, a_2, b_2);
-    var _S47 : f32 = (*_S36).sums_0[i32(2)] + MXFP4Eights_product_0(_S37[i32(2)], _S40, a_2, b_2);
-    var _S48 : f32 = (*_S36).sums_0[i32(3)] + MXFP4Eights_product_0(_S37[i32(3)], _S40, a_2, b_2);
-    var _S49 : u32 = _S40 + _S41;
-    var _S50 : vec2<u32> = MXFP4Eights_places_0(_S49);
-    var _S51 : u32 = _S50.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S38 + _S51];
-    var _S52 : u32 = _S50.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S38 + _S52];
-    (*_S36).squares_0 = (*_S36).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S39 + _S51];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S39 + _S52];
-    (*_S36).sums_0[i32(0)] = _S45 + MXFP4Eights_product_0(_S37[i32(4)], _S49, a_4, b_4);
-    (*_S36).sums_0[i32(1)] = _S46 + MXFP4Eights_product_0(_S37[i32(5)], _S49, a_4, b_4);
-    (*_S36).sums_0[i32(2)] = _S47 + MXFP4Eights_product_0(_S37[i32(6)], _S49, a_4, b_4);
-    (*_S36).sums_0[i32(3)] = _S48 + MXFP4Eights_product_0(_S37[i32(7)], _S49, a_4, b_4);
+    var _S41 : vec2<u32> = MXFP4Eights_places_0(_S39);
+    var _S42 : u32 = _S41.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S37 + _S42];
+    var _S43 : u32 = _S41.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S37 + _S43];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S38 + _S42];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S38 + _S43];
+    var _S44 : f32 = (*_S35).sums_0[i32(0)] + MXFP4Eights_product_0(_S36[i32(0)], _S39, a_2, b_2);
+    var _S45 : f32 = (*_S35).sums_0[i32(1)] + MXFP4Eights_product_0(_S36[i32(1)], _S39, a_2, b_2);
+    var _S46 : f32 = (*_S35).sums_0[i32(2)] + MXFP4Eights_product_0(_S36[i32(2)], _S39, a_2, b_2);
+    var _S47 : f32 = (*_S35).sums_0[i32(3)] + MXFP4Eights_product_0(_S36[i32(3)], _S39, a_2, b_2);
+    var _S48 : u32 = _S39 + _S40;
+    var _S49 : vec2<u32> = MXFP4Eights_places_0(_S48);
+    var _S50 : u32 = _S49.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S37 + _S50];
+    var _S51 : u32 = _S49.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S37 + _S51];
+    (*_S35).squares_0 = (*_S35).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S38 + _S50];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S38 + _S51];
+    (*_S35).sums_0[i32(0)] = _S44 + MXFP4Eights_product_0(_S36[i32(4)], _S48, a_4, b_4);
+    (*_S35).sums_0[i32(1)] = _S45 + MXFP4Eights_product_0(_S36[i32(5)], _S48, a_4, b_4);
+    (*_S35).sums_0[i32(2)] = _S46 + MXFP4Eights_product_0(_S36[i32(6)], _S48, a_4, b_4);
+    (*_S35).sums_0[i32(3)] = _S47 + MXFP4Eights_product_0(_S36[i32(7)], _S48, a_4, b_4);
     return;
 }
 
-fn load_eights_1( _S53 : array<u32, i32(4)>,  _S54 : u32,  _S55 : u32,  _S56 : ptr<function, array<MXFP4Eights_Eight_0, i32(4)>>)
+fn load_eights_1( _S52 : array<u32, i32(4)>,  _S53 : u32,  _S54 : u32,  _S55 : ptr<function, array<MXFP4Eights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<MXFP4Eights_Eight_0, i32(4)>;
-    eights_1[i32(0)] = MXFP4Eights_load_0(_S53[i32(0)], _S54);
-    eights_1[i32(1)] = MXFP4Eights_load_0(_S53[i32(1)], _S54);
-    eights_1[i32(2)] = MXFP4Eights_load_0(_S53[i32(2)], _S54);
-    eights_1[i32(3)] = MXFP4Eights_load_0(_S53[i32(3)], _S54);
-    (*_S56) = eights_1;
+    eights_1[i32(0)] = MXFP4Eights_load_0(_S52[i32(0)], _S53);
+    eights_1[i32(1)] = MXFP4Eights_load_0(_S52[i32(1)], _S53);
+    eights_1[i32(2)] = MXFP4Eights_load_0(_S52[i32(2)], _S53);
+    eights_1[i32(3)] = MXFP4Eights_load_0(_S52[i32(3)], _S53);
+    (*_S55) = eights_1;
     return;
 }
 
-fn add_products_1( _S57 : ptr<function, Products_0>,  _S58 : array<MXFP4Eights_Eight_0, i32(4)>,  _S59 : u32,  _S60 : u32,  _S61 : u32,  _S62 : u32)
+fn add_products_1( _S56 : ptr<function, Products_0>,  _S57 : array<MXFP4Eights_Eight_0, i32(4)>,  _S58 : u32,  _S59 : u32,  _S60 : u32,  _S61 : u32)
 {
-    var _S63 : vec2<u32> = MXFP4Eights_places_0(_S61);
-    var _S64 : u32 = _S63.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S59 + _S64];
-    var _S65 : u32 = _S63.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S59 + _S65];
-    (*_S57).squares_0 = (*_S57).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S60 + _S64];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S60 + _S65];
-    (*_S57).sums_0[i32(0)] = (*_S57).sums_0[i32(0)] + MXFP4Eights_product_0(_S58[i32(0)], _S61, a_6, b_6);
-    (*_S57).sums_0[i32(1)] = (*_S57).sums_0[i32(1)] + MXFP4Eights_product_0(_S58[i32(1)], _S61, a_6, b_6);
-    (*_S57).sums_0[i32(2)] = (*_S57).sums_0[i32(2)] + MXFP4Eights_product_0(_S58[i32(2)], _S61, a_6, b_6);
-    (*_S57).sums_0[i32(3)] = (*_S57).sums_0[i32(3)] + MXFP4Eights_product_0(_S58[i32(3)], _S61, a_6, b_6);
+    var _S62 : vec2<u32> = MXFP4Eights_places_0(_S60);
+    var _S63 : u32 = _S62.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S58 + _S63];
+    var _S64 : u32 = _S62.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S58 + _S64];
+    (*_S56).squares_0 = (*_S56).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S59 + _S63];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S59 + _S64];
+    (*_S56).sums_0[i32(0)] = (*_S56).sums_0[i32(0)] + MXFP4Eights_product_0(_S57[i32(0)], _S60, a_6, b_6);
+    (*_S56).sums_0[i32(1)] = (*_S56).sums_0[i32(1)] + MXFP4Eights_product_0(_S57[i32(1)], _S60, a_6, b_6);
+    (*_S56).sums_0[i32(2)] = (*_S56).sums_0[i32(2)] + MXFP4Eights_product_0(_S57[i32(2)], _S60, a_6, b_6);
+    (*_S56).sums_0[i32(3)] = (*_S56).sums_0[i32(3)] + MXFP4Eights_product_0(_S57[i32(3)], _S60, a_6, b_6);
     return;
 }
 
-fn products_of_thread_0( _S66 : array<u32, i32(4)>,  _S67 : u32,  _S68 : u32,  _S69 : u32,  _S70 : u32,  _S71 : u32) -> Products_0
+fn products_of_thread_0( _S65 : array<u32, i32(4)>,  _S66 : u32,  _S67 : u32,  _S68 : u32,  _S69 : u32,  _S70 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -296,117 +300,117 @@ fn products_of_thread_0( _S66 : array<u32, i32(4)>,  _S67 : u32,  _S68 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    var _S72 : u32 = _S67 / u32(8);
+    var _S71 : u32 = _S66 / u32(8);
     var i_3 : u32;
-    if((_S70 + _S71) < _S72)
+    if((_S69 + _S70) < _S71)
     {
-        var _S73 : array<MXFP4Eights_Eight_0, i32(8)>;
-        load_eights_0(_S66, _S70, _S71, &(_S73));
-        i_3 = _S70;
-        var loaded_0 : array<MXFP4Eights_Eight_0, i32(8)> = _S73;
+        var _S72 : array<MXFP4Eights_Eight_0, i32(8)>;
+        load_eights_0(_S65, _S69, _S70, &(_S72));
+        i_3 = _S69;
+        var loaded_0 : array<MXFP4Eights_Eight_0, i32(8)> = _S72;
         for(;;)
         {
-            if((i_3 + u32(3) * _S71) < _S72)
+            if((i_3 + u32(3) * _S70) < _S71)
             {
             }
             else
             {
                 break;
             }
-            var _S74 : u32 = i_3 + u32(2) * _S71;
-            var _S75 : array<MXFP4Eights_Eight_0, i32(8)>;
-            load_eights_0(_S66, _S74, _S71, &(_S75));
-            var _S76 : array<MXFP4Eights_Eight_0, i32(8)> = _S75;
-            add_products_0(&(products_0), loaded_0, _S68, _S69, i_3, _S71);
-            i_3 = _S74;
-            loaded_0 = _S76;
+            var _S73 : u32 = i_3 + u32(2) * _S70;
+            var _S74 : array<MXFP4Eights_Eight_0, i32(8)>;
+            load_eights_0(_S65, _S73, _S70, &(_S74));
+            var _S75 : array<MXFP4Eights_Eight_0, i32(8)> = _S74;
+            add_products_0(&(products_0), loaded_0, _S67, _S68, i_3, _S70);
+            i_3 = _S73;
+            loaded_0 = _S75;
         }
-        add_products_0(&(products_0), loaded_0, _S68, _S69, i_3, _S71);
-        i_3 = i_3 + u32(2) * _S71;
+        add_products_0(&(products_0), loaded_0, _S67, _S68, i_3, _S70);
+        i_3 = i_3 + u32(2) * _S70;
     }
     else
     {
-        i_3 = _S70;
+        i_3 = _S69;
     }
     for(;;)
     {
-        if(i_3 < _S72)
+        if(i_3 < _S71)
         {
         }
         else
         {
             break;
         }
-        var _S77 : array<MXFP4Eights_Eight_0, i32(4)>;
-        load_eights_1(_S66, i_3, _S71, &(_S77));
-        add_products_1(&(products_0), _S77, _S68, _S69, i_3, _S71);
-        i_3 = i_3 + _S71;
+        var _S76 : array<MXFP4Eights_Eight_0, i32(4)>;
+        load_eights_1(_S65, i_3, _S70, &(_S76));
+        add_products_1(&(products_0), _S76, _S67, _S68, i_3, _S70);
+        i_3 = i_3 + _S70;
     }
     return products_0;
 }
 
-fn norm_gemv_0( _S78 : vec3<u32>,  _S79 : u32,  _S80 : ptr<function, NormGemvParams_std140_0>)
+fn norm_gemv_0( _S77 : vec3<u32>,  _S78 : u32,  _S79 : ptr<function, NormGemvParams_std140_0>)
 {
     ;
-    var _S81 : u32 = _S14;
+    var _S80 : u32 = _S14;
     ;
-    var _S82 : u32 = _S15;
-    var _S83 : u32 = u32(128) / _S15;
-    var _S84 : u32 = (*_S80).groups_0 * _S83 * u32(4);
-    var _S85 : u32 = group_number_0(_S78) * _S83;
-    var _S86 : u32 = _S79 / _S82;
-    var first_3 : u32 = (_S85 + _S86) * u32(4);
+    var _S81 : u32 = _S15;
+    var _S82 : u32 = u32(128) / _S15;
+    var _S83 : u32 = (*_S79).groups_0 * _S82 * u32(4);
+    var _S84 : u32 = group_number_0(_S77) * _S82;
+    var _S85 : u32 = _S78 / _S81;
+    var first_3 : u32 = (_S84 + _S85) * u32(4);
     for(;;)
     {
-        var _S87 : u32 = (*_S80).n_0;
-        if(first_3 < ((*_S80).n_0))
+        var _S86 : u32 = (*_S79).n_0;
+        if(first_3 < ((*_S79).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S88 : u32 = first_3 + _S81;
-        var _S89 : bool;
-        if(_S81 < u32(4))
+        var _S87 : u32 = first_3 + _S80;
+        var _S88 : bool;
+        if(_S80 < u32(4))
         {
-            _S89 = _S88 < _S87;
+            _S88 = _S87 < _S86;
+        }
+        else
+        {
+            _S88 = false;
+        }
+        var _S89 : bool;
+        if(_S88)
+        {
+            _S89 = ((*_S79).bias_offset_0) != u32(4294967295);
         }
         else
         {
             _S89 = false;
         }
-        var _S90 : bool;
+        var added_0 : f32;
         if(_S89)
         {
-            _S90 = ((*_S80).bias_offset_0) != u32(4294967295);
-        }
-        else
-        {
-            _S90 = false;
-        }
-        var added_0 : f32;
-        if(_S90)
-        {
-            added_0 = entryPointParams_bias_0[(*_S80).bias_offset_0 + _S88];
+            added_0 = entryPointParams_bias_0[(*_S79).bias_offset_0 + _S87];
         }
         else
         {
             added_0 = 0.0f;
         }
-        var _S91 : array<u32, i32(4)>;
-        begins_of_rows_1((*_S80).weight_offset_0, (*_S80).k_0, first_3, _S87, &(_S91));
-        var _S92 : Products_0 = products_of_thread_0(_S91, (*_S80).k_0, (*_S80).x_offset_0, (*_S80).norm_offset_0, _S81, _S82);
-        var _S93 : f32 = subgroup_sum_0(_S92.squares_0);
-        var _S94 : f32 = 1.0f / sqrt(_S93 / f32((*_S80).k_0) + (*_S80).eps_0);
-        var _S95 : array<f32, i32(4)>;
-        subgroup_sums_1(_S92.sums_0, &(_S95));
-        var _S96 : f32 = chosen_1(_S95, _S81);
-        if(_S89)
+        var _S90 : array<u32, i32(4)>;
+        begins_of_rows_1((*_S79).weight_offset_0, (*_S79).k_0, first_3, _S86, &(_S90));
+        var _S91 : Products_0 = products_of_thread_0(_S90, (*_S79).k_0, (*_S79).x_offset_0, (*_S79).norm_offset_0, _S80, _S81);
+        var _S92 : f32 = subgroup_sum_0(_S91.squares_0);
+        var _S93 : f32 = 1.0f / sqrt(_S92 / f32((*_S79).k_0) + (*_S79).eps_0);
+        var _S94 : array<f32, i32(4)>;
+        subgroup_sums_1(_S91.sums_0, &(_S94));
+        var _S95 : f32 = chosen_1(_S94, _S80);
+        if(_S88)
         {
-            entryPointParams_result_0[(*_S80).out_offset_0 + _S88] = _S96 * _S94 + added_0;
+            entryPointParams_result_0[(*_S79).out_offset_0 + _S87] = _S95 * _S93 + added_0;
         }
-        first_3 = first_3 + _S84;
+        first_3 = first_3 + _S83;
     }
     return;
 }
@@ -417,206 +421,206 @@ struct Products_1
      squares_0 : f32,
 };
 
-fn load_eights_2( _S97 : array<u32, i32(2)>,  _S98 : u32,  _S99 : u32,  _S100 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
+fn load_eights_2( _S96 : array<u32, i32(2)>,  _S97 : u32,  _S98 : u32,  _S99 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
 {
     var eights_2 : array<MXFP4Eights_Eight_0, i32(8)>;
-    eights_2[i32(0)] = MXFP4Eights_load_0(_S97[i32(0)], _S98);
-    eights_2[i32(1)] = MXFP4Eights_load_0(_S97[i32(1)], _S98);
-    var _S101 : u32 = _S98 + _S99;
-    eights_2[i32(2)] = MXFP4Eights_load_0(_S97[i32(0)], _S101);
-    eights_2[i32(3)] = MXFP4Eights_load_0(_S97[i32(1)], _S101);
-    var _S102 : u32 = _S98 + u32(2) * _S99;
-    eights_2[i32(4)] = MXFP4Eights_load_0(_S97[i32(0)], _S102);
-    eights_2[i32(5)] = MXFP4Eights_load_0(_S97[i32(1)], _S102);
-    var _S103 : u32 = _S98 + u32(3) * _S99;
-    eights_2[i32(6)] = MXFP4Eights_load_0(_S97[i32(0)], _S103);
-    eights_2[i32(7)] = MXFP4Eights_load_0(_S97[i32(1)], _S103);
-    (*_S100) = eights_2;
+    eights_2[i32(0)] = MXFP4Eights_load_0(_S96[i32(0)], _S97);
+    eights_2[i32(1)] = MXFP4Eights_load_0(_S96[i32(1)], _S97);
+    var _S100 : u32 = _S97 + _S98;
+    eights_2[i32(2)] = MXFP4Eights_load_0(_S96[i32(0)], _S100);
+    eights_2[i32(3)] = MXFP4Eights_load_0(_S96[i32(1)], _S100);
+    var _S101 : u32 = _S97 + u32(2) * _S98;
+    eights_2[i32(4)] = MXFP4Eights_load_0(_S96[i32(0)], _S101);
+    eights_2[i32(5)] = MXFP4Eights_load_0(_S96[i32(1)], _S101);
+    var _S102 : u32 = _S97 + u32(3) * _S98;
+    eights_2[i32(6)] = MXFP4Eights_load_0(_S96[i32(0)], _S102);
+    eights_2[i32(7)] = MXFP4Eights_load_0(_S96[i32(1)], _S102);
+    (*_S99) = eights_2;
     return;
 }
 
-fn add_products_2( _S104 : ptr<function, Products_1>,  _S105 : array<MXFP4Eights_Eight_0, i32(8)>,  _S106 : u32,  _S107 : u32,  _S108 : u32,  _S109 : u32)
+fn add_products_2( _S103 : ptr<function, Products_1>,  _S104 : array<MXFP4Eights_Eight_0, i32(8)>,  _S105 : u32,  _S106 : u32,  _S107 : u32,  _S108 : u32)
 {
-    var _S110 : vec2<u32> = MXFP4Eights_places_0(_S108);
-    var _S111 : u32 = _S110.x;
-    var a_7 : vec4<f32> = entryPointParams_x_0[_S106 + _S111];
-    var _S112 : u32 = _S110.y;
-    var b_7 : vec4<f32> = entryPointParams_x_0[_S106 + _S112];
-    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S107 + _S111];
-    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S107 + _S112];
-    var _S113 : u32 = _S108 + _S109;
-    var _S114 : vec2<u32> = MXFP4Eights_places_0(_S113);
-    var _S115 : u32 = _S114.x;
-    var a_9 : vec4<f32> = entryPointParams_x_0[_S106 + _S115];
-    var _S116 : u32 = _S114.y;
-    var b_9 : vec4<f32> = entryPointParams_x_0[_S106 + _S116];
-    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S107 + _S115];
-    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S107 + _S116];
-    var _S117 : u32 = _S108 + u32(2) * _S109;
-    var _S118 : vec2<u32> = MXFP4Eights_places_0(_S117);
-    var _S119 : u32 = _S118.x;
-    var a_11 : vec4<f32> = entryPointParams_x_0[_S106 + _S119];
-    var _S120 : u32 = _S118.y;
-    var b_11 : vec4<f32> = entryPointParams_x_0[_S106 + _S120];
-    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S107 + _S119];
-    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S107 + _S120];
-    var _S121 : f32 = (*_S104).sums_0[i32(0)] + MXFP4Eights_product_0(_S105[i32(0)], _S108, a_8, b_8) + MXFP4Eights_product_0(_S105[i32(2)], _S113, a_10, b_10) + MXFP4Eights_product_0(_S105[i32(4)], _S117, a_12, b_12);
-    var _S122 : f32 = (*_S104).sums_0[i32(1)] + MXFP4Eights_product_0(_S105[i32(1)], _S108, a_8, b_8) + MXFP4Eights_product_0(_S105[i32(3)], _S113, a_10, b_10) + MXFP4Eights_product_0(_S105[i32(5)], _S117, a_12, b_12);
-    var _S123 : u32 = _S108 + u32(3) * _S109;
-    var _S124 : vec2<u32> = MXFP4Eights_places_0(_S123);
-    var _S125 : u32 = _S124.x;
-    var a_13 : vec4<f32> = entryPointParams_x_0[_S106 + _S125];
-    var _S126 : u32 = _S124.y;
-    var b_13 : vec4<f32> = entryPointParams_x_0[_S106 + _S126];
-    (*_S104).squares_0 = (*_S104).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
-    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S107 + _S125];
-    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S107 + _S126];
-    (*_S104).sums_0[i32(0)] = _S121 + MXFP4Eights_product_0(_S105[i32(6)], _S123, a_14, b_14);
-    (*_S104).sums_0[i32(1)] = _S122 + MXFP4Eights_product_0(_S105[i32(7)], _S123, a_14, b_14);
+    var _S109 : vec2<u32> = MXFP4Eights_places_0(_S107);
+    var _S110 : u32 = _S109.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S105 + _S110];
+    var _S111 : u32 = _S109.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S105 + _S111];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S106 + _S110];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S106 + _S111];
+    var _S112 : u32 = _S107 + _S108;
+    var _S113 : vec2<u32> = MXFP4Eights_places_0(_S112);
+    var _S114 : u32 = _S113.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S105 + _S114];
+    var _S115 : u32 = _S113.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S105 + _S115];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S106 + _S114];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S106 + _S115];
+    var _S116 : u32 = _S107 + u32(2) * _S108;
+    var _S117 : vec2<u32> = MXFP4Eights_places_0(_S116);
+    var _S118 : u32 = _S117.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S105 + _S118];
+    var _S119 : u32 = _S117.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S105 + _S119];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S106 + _S118];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S106 + _S119];
+    var _S120 : f32 = (*_S103).sums_0[i32(0)] + MXFP4Eights_product_0(_S104[i32(0)], _S107, a_8, b_8) + MXFP4Eights_product_0(_S104[i32(2)], _S112, a_10, b_10) + MXFP4Eights_product_0(_S104[i32(4)], _S116, a_12, b_12);
+    var _S121 : f32 = (*_S103).sums_0[i32(1)] + MXFP4Eights_product_0(_S104[i32(1)], _S107, a_8, b_8) + MXFP4Eights_product_0(_S104[i32(3)], _S112, a_10, b_10) + MXFP4Eights_product_0(_S104[i32(5)], _S116, a_12, b_12);
+    var _S122 : u32 = _S107 + u32(3) * _S108;
+    var _S123 : vec2<u32> = MXFP4Eights_places_0(_S122);
+    var _S124 : u32 = _S123.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S105 + _S124];
+    var _S125 : u32 = _S123.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S105 + _S125];
+    (*_S103).squares_0 = (*_S103).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S106 + _S124];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S106 + _S125];
+    (*_S103).sums_0[i32(0)] = _S120 + MXFP4Eights_product_0(_S104[i32(6)], _S122, a_14, b_14);
+    (*_S103).sums_0[i32(1)] = _S121 + MXFP4Eights_product_0(_S104[i32(7)], _S122, a_14, b_14);
     return;
 }
 
-fn load_eights_3( _S127 : array<u32, i32(2)>,  _S128 : u32,  _S129 : u32,  _S130 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
+fn load_eights_3( _S126 : array<u32, i32(2)>,  _S127 : u32,  _S128 : u32,  _S129 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
 {
     var eights_3 : array<MXFP4Eights_Eight_0, i32(2)>;
-    eights_3[i32(0)] = MXFP4Eights_load_0(_S127[i32(0)], _S128);
-    eights_3[i32(1)] = MXFP4Eights_load_0(_S127[i32(1)], _S128);
-    (*_S130) = eights_3;
+    eights_3[i32(0)] = MXFP4Eights_load_0(_S126[i32(0)], _S127);
+    eights_3[i32(1)] = MXFP4Eights_load_0(_S126[i32(1)], _S127);
+    (*_S129) = eights_3;
     return;
 }
 
-fn add_products_3( _S131 : ptr<function, Products_1>,  _S132 : array<MXFP4Eights_Eight_0, i32(2)>,  _S133 : u32,  _S134 : u32,  _S135 : u32,  _S136 : u32)
+fn add_products_3( _S130 : ptr<function, Products_1>,  _S131 : array<MXFP4Eights_Eight_0, i32(2)>,  _S132 : u32,  _S133 : u32,  _S134 : u32,  _S135 : u32)
 {
-    var _S137 : vec2<u32> = MXFP4Eights_places_0(_S135);
-    var _S138 : u32 = _S137.x;
-    var a_15 : vec4<f32> = entryPointParams_x_0[_S133 + _S138];
-    var _S139 : u32 = _S137.y;
-    var b_15 : vec4<f32> = entryPointParams_x_0[_S133 + _S139];
-    (*_S131).squares_0 = (*_S131).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
-    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S134 + _S138];
-    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S134 + _S139];
-    (*_S131).sums_0[i32(0)] = (*_S131).sums_0[i32(0)] + MXFP4Eights_product_0(_S132[i32(0)], _S135, a_16, b_16);
-    (*_S131).sums_0[i32(1)] = (*_S131).sums_0[i32(1)] + MXFP4Eights_product_0(_S132[i32(1)], _S135, a_16, b_16);
+    var _S136 : vec2<u32> = MXFP4Eights_places_0(_S134);
+    var _S137 : u32 = _S136.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S132 + _S137];
+    var _S138 : u32 = _S136.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S132 + _S138];
+    (*_S130).squares_0 = (*_S130).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S133 + _S137];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S133 + _S138];
+    (*_S130).sums_0[i32(0)] = (*_S130).sums_0[i32(0)] + MXFP4Eights_product_0(_S131[i32(0)], _S134, a_16, b_16);
+    (*_S130).sums_0[i32(1)] = (*_S130).sums_0[i32(1)] + MXFP4Eights_product_0(_S131[i32(1)], _S134, a_16, b_16);
     return;
 }
 
-fn products_of_thread_1( _S140 : array<u32, i32(2)>,  _S141 : u32,  _S142 : u32,  _S143 : u32,  _S144 : u32,  _S145 : u32) -> Products_1
+fn products_of_thread_1( _S139 : array<u32, i32(2)>,  _S140 : u32,  _S141 : u32,  _S142 : u32,  _S143 : u32,  _S144 : u32) -> Products_1
 {
     var products_1 : Products_1;
     products_1.squares_0 = 0.0f;
     products_1.sums_0[i32(0)] = 0.0f;
     products_1.sums_0[i32(1)] = 0.0f;
-    var _S146 : u32 = _S141 / u32(8);
+    var _S145 : u32 = _S140 / u32(8);
     var i_4 : u32;
-    if((_S144 + u32(3) * _S145) < _S146)
+    if((_S143 + u32(3) * _S144) < _S145)
     {
-        var _S147 : array<MXFP4Eights_Eight_0, i32(8)>;
-        load_eights_2(_S140, _S144, _S145, &(_S147));
-        i_4 = _S144;
-        var loaded_1 : array<MXFP4Eights_Eight_0, i32(8)> = _S147;
+        var _S146 : array<MXFP4Eights_Eight_0, i32(8)>;
+        load_eights_2(_S139, _S143, _S144, &(_S146));
+        i_4 = _S143;
+        var loaded_1 : array<MXFP4Eights_Eight_0, i32(8)> = _S146;
         for(;;)
         {
-            if((i_4 + u32(7) * _S145) < _S146)
+            if((i_4 + u32(7) * _S144) < _S145)
             {
             }
             else
             {
                 break;
             }
-            var _S148 : u32 = i_4 + u32(4) * _S145;
-            var _S149 : array<MXFP4Eights_Eight_0, i32(8)>;
-            load_eights_2(_S140, _S148, _S145, &(_S149));
-            var _S150 : array<MXFP4Eights_Eight_0, i32(8)> = _S149;
-            add_products_2(&(products_1), loaded_1, _S142, _S143, i_4, _S145);
-            i_4 = _S148;
-            loaded_1 = _S150;
+            var _S147 : u32 = i_4 + u32(4) * _S144;
+            var _S148 : array<MXFP4Eights_Eight_0, i32(8)>;
+            load_eights_2(_S139, _S147, _S144, &(_S148));
+            var _S149 : array<MXFP4Eights_Eight_0, i32(8)> = _S148;
+            add_products_2(&(products_1), loaded_1, _S141, _S142, i_4, _S144);
+            i_4 = _S147;
+            loaded_1 = _S149;
         }
-        add_products_2(&(products_1), loaded_1, _S142, _S143, i_4, _S145);
-        i_4 = i_4 + u32(4) * _S145;
+        add_products_2(&(products_1), loaded_1, _S141, _S142, i_4, _S144);
+        i_4 = i_4 + u32(4) * _S144;
     }
     else
     {
-        i_4 = _S144;
+        i_4 = _S143;
     }
     for(;;)
     {
-        if(i_4 < _S146)
+        if(i_4 < _S145)
         {
         }
         else
         {
             break;
         }
-        var _S151 : array<MXFP4Eights_Eight_0, i32(2)>;
-        load_eights_3(_S140, i_4, _S145, &(_S151));
-        add_products_3(&(products_1), _S151, _S142, _S143, i_4, _S145);
-        i_4 = i_4 + _S145;
+        var _S150 : array<MXFP4Eights_Eight_0, i32(2)>;
+        load_eights_3(_S139, i_4, _S144, &(_S150));
+        add_products_3(&(products_1), _S150, _S141, _S142, i_4, _S144);
+        i_4 = i_4 + _S144;
     }
     return products_1;
 }
 
-fn norm_gemv_1( _S152 : vec3<u32>,  _S153 : u32,  _S154 : ptr<function, NormGemvParams_std140_0>)
+fn norm_gemv_1( _S151 : vec3<u32>,  _S152 : u32,  _S153 : ptr<function, NormGemvParams_std140_0>)
 {
     ;
-    var _S155 : u32 = _S14;
+    var _S154 : u32 = _S14;
     ;
-    var _S156 : u32 = _S15;
-    var _S157 : u32 = u32(128) / _S15;
-    var _S158 : u32 = (*_S154).groups_0 * _S157 * u32(2);
-    var _S159 : u32 = group_number_0(_S152) * _S157;
-    var _S160 : u32 = _S153 / _S156;
-    var first_4 : u32 = (_S159 + _S160) * u32(2);
+    var _S155 : u32 = _S15;
+    var _S156 : u32 = u32(128) / _S15;
+    var _S157 : u32 = (*_S153).groups_0 * _S156 * u32(2);
+    var _S158 : u32 = group_number_0(_S151) * _S156;
+    var _S159 : u32 = _S152 / _S155;
+    var first_4 : u32 = (_S158 + _S159) * u32(2);
     for(;;)
     {
-        var _S161 : u32 = (*_S154).n_0;
-        if(first_4 < ((*_S154).n_0))
+        var _S160 : u32 = (*_S153).n_0;
+        if(first_4 < ((*_S153).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S162 : u32 = first_4 + _S155;
-        var _S163 : bool;
-        if(_S155 < u32(2))
+        var _S161 : u32 = first_4 + _S154;
+        var _S162 : bool;
+        if(_S154 < u32(2))
         {
-            _S163 = _S162 < _S161;
+            _S162 = _S161 < _S160;
+        }
+        else
+        {
+            _S162 = false;
+        }
+        var _S163 : bool;
+        if(_S162)
+        {
+            _S163 = ((*_S153).bias_offset_0) != u32(4294967295);
         }
         else
         {
             _S163 = false;
         }
-        var _S164 : bool;
+        var added_1 : f32;
         if(_S163)
         {
-            _S164 = ((*_S154).bias_offset_0) != u32(4294967295);
-        }
-        else
-        {
-            _S164 = false;
-        }
-        var added_1 : f32;
-        if(_S164)
-        {
-            added_1 = entryPointParams_bias_0[(*_S154).bias_offset_0 + _S162];
+            added_1 = entryPointParams_bias_0[(*_S153).bias_offset_0 + _S161];
         }
         else
         {
             added_1 = 0.0f;
         }
-        var _S165 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S154).weight_offset_0, (*_S154).k_0, first_4, _S161, &(_S165));
-        var _S166 : Products_1 = products_of_thread_1(_S165, (*_S154).k_0, (*_S154).x_offset_0, (*_S154).norm_offset_0, _S155, _S156);
-        var _S167 : f32 = subgroup_sum_0(_S166.squares_0);
-        var _S168 : f32 = 1.0f / sqrt(_S167 / f32((*_S154).k_0) + (*_S154).eps_0);
-        var _S169 : array<f32, i32(2)>;
-        subgroup_sums_0(_S166.sums_0, &(_S169));
-        var _S170 : f32 = chosen_0(_S169, _S155);
-        if(_S163)
+        var _S164 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S153).weight_offset_0, (*_S153).k_0, first_4, _S160, &(_S164));
+        var _S165 : Products_1 = products_of_thread_1(_S164, (*_S153).k_0, (*_S153).x_offset_0, (*_S153).norm_offset_0, _S154, _S155);
+        var _S166 : f32 = subgroup_sum_0(_S165.squares_0);
+        var _S167 : f32 = 1.0f / sqrt(_S166 / f32((*_S153).k_0) + (*_S153).eps_0);
+        var _S168 : array<f32, i32(2)>;
+        subgroup_sums_0(_S165.sums_0, &(_S168));
+        var _S169 : f32 = chosen_0(_S168, _S154);
+        if(_S162)
         {
-            entryPointParams_result_0[(*_S154).out_offset_0 + _S162] = _S170 * _S168 + added_1;
+            entryPointParams_result_0[(*_S153).out_offset_0 + _S161] = _S169 * _S167 + added_1;
         }
-        first_4 = first_4 + _S158;
+        first_4 = first_4 + _S157;
     }
     return;
 }
@@ -629,13 +633,13 @@ fn norm_gemv_mxfp4(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_in
     _S15 = _builtinWaveLaneCount_0;
     if((entryPointParams_0.p_0.wide_0) != u32(0))
     {
-        var _S171 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
-        norm_gemv_0(group_1, thread_0, &(_S171));
+        var _S170 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_0(group_1, thread_0, &(_S170));
     }
     else
     {
-        var _S172 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
-        norm_gemv_1(group_1, thread_0, &(_S172));
+        var _S171 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_1(group_1, thread_0, &(_S171));
     }
     return;
 }
